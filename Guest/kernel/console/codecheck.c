@@ -1,0 +1,57 @@
+// Whether the kernel's code is as it was at boot: every executable section
+// that stays, and what follows it in its last page, byte by byte.
+
+#include "../include/console.h"
+#include "../include/mm.h"
+#include "../include/rtl.h"
+#include "../../shared/pe.h"
+
+#define SECTIONS_MAXIMUM 8
+
+typedef struct {
+    CHAR Name[9];
+    const UCHAR *Base;
+    SIZE_T Size; // whole pages
+    PUCHAR Copy;
+} CODE_RECORD;
+
+static CODE_RECORD ConCode[SECTIONS_MAXIMUM];
+static ULONG ConCodeCount;
+
+void ConRecordCode(void)
+{
+    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
+    const PE_SECTION *Section = PeSections(Headers);
+
+    for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
+        if (!(Section->characteristics & PE_SECTION_EXECUTE) ||
+            (Section->characteristics & PE_SECTION_DISCARDABLE) || ConCodeCount == SECTIONS_MAXIMUM)
+            continue;
+        CODE_RECORD *Record = &ConCode[ConCodeCount++];
+        RtlCopyMemory(Record->Name, Section->name, 8);
+        Record->Base = (const UCHAR *)Base + Section->virtualAddress;
+        Record->Size = PAGE_ALIGN_UP(Section->virtualSize);
+        Record->Copy = ExAllocatePoolWithTag(NonPagedPool, Record->Size, 'kcCK');
+        if (!Record->Copy)
+            KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 10, Record->Size, 0, 0);
+        RtlCopyMemory(Record->Copy, Record->Base, Record->Size);
+    }
+}
+
+void ConCheckCode(CONSOLE_COMMAND *Command)
+{
+    SIZE_T Bytes = 0;
+    for (ULONG i = 0; i < ConCodeCount; i++) {
+        const CODE_RECORD *Record = &ConCode[i];
+        for (SIZE_T At = 0; At < Record->Size; At++) {
+            if (Record->Base[At] != Record->Copy[At]) {
+                ConAnswer(&Command->Tag, "error modified section=%s offset=0x%llx",
+                          Record->Name, At);
+                return;
+            }
+        }
+        Bytes += Record->Size;
+    }
+    ConAnswer(&Command->Tag, "ok clean bytes=%llu", Bytes);
+}

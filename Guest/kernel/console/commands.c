@@ -1,0 +1,165 @@
+// The commands. Each answers with any number of lines that begin with two
+// spaces and one that begins with `ok` or `error`.
+
+#include "../include/console.h"
+#include "../include/ke.h"
+#include "../include/po.h"
+#include "../include/rtl.h"
+
+typedef struct {
+    const CHAR *Name;
+    ULONG Minimum, Maximum; // words after the name
+    void (*Run)(CONSOLE_COMMAND *Command);
+    const CHAR *Usage;
+} COMMAND_ENTRY;
+
+static BOOLEAN ConNumber(CONSOLE_COMMAND *Command, ULONG Word, ULONG64 Limit, ULONG64 *Value)
+{
+    if (RtlParseNumber(Command->Words[Word], Value) && *Value <= Limit)
+        return TRUE;
+    ConAnswer(&Command->Tag, "error not a number in range: %s", Command->Words[Word]);
+    return FALSE;
+}
+
+static BOOLEAN ConSwitch(CONSOLE_COMMAND *Command, BOOLEAN *On)
+{
+    *On = RtlStringEqual(Command->Words[1], "on");
+    if (*On || RtlStringEqual(Command->Words[1], "off"))
+        return TRUE;
+    ConAnswer(&Command->Tag, "error say on or off");
+    return FALSE;
+}
+
+static void ConQueue(CONSOLE_COMMAND *Command, WORK_ROLE Role, WORK_KIND Kind, ULONG64 A,
+                     ULONG64 B, ULONG64 C)
+{
+    if (!ConQueueWork(Role, Kind, &Command->Tag, A, B, C))
+        ConAnswer(&Command->Tag, "error too many commands in flight");
+}
+
+static void ConPing(CONSOLE_COMMAND *Command)
+{
+    ConAnswer(&Command->Tag, "ok pong");
+}
+
+static void ConVersion(CONSOLE_COMMAND *Command)
+{
+    ConAnswer(&Command->Tag, "ok variant=%s build=%u", ConVariant, 19045);
+}
+
+static void ConPower(CONSOLE_COMMAND *Command)
+{
+    static const struct {
+        const CHAR *Who;
+        WORK_ROLE Role;
+        WORK_KIND Kind;
+    } Callers[] = {
+        {"kernel", WorkKernel, WorkPower},
+        {"kernel-direct", WorkKernel, WorkPowerDirect},
+        {"user", WorkPrivileged, WorkPower},
+        {"unprivileged", WorkUnprivileged, WorkPower},
+    };
+    ULONG64 Action, State, Flags;
+
+    if (!ConNumber(Command, 2, 0xFFFFFFFF, &Action) ||
+        !ConNumber(Command, 3, 0xFFFFFFFF, &State) || !ConNumber(Command, 4, 0xFFFFFFFF, &Flags))
+        return;
+    for (ULONG i = 0; i < ARRAY_COUNT(Callers); i++) {
+        if (RtlStringEqual(Command->Words[1], Callers[i].Who)) {
+            ConQueue(Command, Callers[i].Role, Callers[i].Kind, Action, State, Flags);
+            return;
+        }
+    }
+    ConAnswer(&Command->Tag, "error nobody is called %s", Command->Words[1]);
+}
+
+static void ConCounts(CONSOLE_COMMAND *Command)
+{
+    ConAnswer(&Command->Tag, "ok entries=%llu returns=%llu", PopEntries, PopReturns);
+}
+
+static void ConRefuse(CONSOLE_COMMAND *Command)
+{
+    BOOLEAN On;
+    ULONG64 Status = 0xC00002D3; // STATUS_POWER_STATE_INVALID
+
+    if (!ConSwitch(Command, &On))
+        return;
+    if (Command->Count > 2 && !ConNumber(Command, 2, 0xFFFFFFFF, &Status))
+        return;
+    if (NT_SUCCESS(Status)) {
+        ConAnswer(&Command->Tag, "error not a failure: 0x%08x", (ULONG)Status);
+        return;
+    }
+    PopRefuse(On, (NTSTATUS)Status);
+    ConAnswer(&Command->Tag, On ? "ok refusing status=0x%08x" : "ok agreeing", (ULONG)Status);
+}
+
+static void ConTime(CONSOLE_COMMAND *Command)
+{
+    ConAnswer(&Command->Tag, "ok interrupt-time=%llu switches=%llu system-calls=%llu",
+              KeQueryInterruptTime(), KiContextSwitches, ConSystemCalls);
+}
+
+static void ConWork(CONSOLE_COMMAND *Command)
+{
+    ULONG64 Count;
+    if (ConNumber(Command, 1, 0xFFFFFFFF, &Count))
+        ConQueue(Command, WorkUnprivileged, WorkLoop, Count, 0, 0);
+}
+
+static void ConBusy(CONSOLE_COMMAND *Command)
+{
+    BOOLEAN On;
+    if (!ConSwitch(Command, &On))
+        return;
+    ConSetBusy(On);
+    ConAnswer(&Command->Tag, "ok busy=%s", On ? "on" : "off");
+}
+
+static void ConCrash(CONSOLE_COMMAND *Command)
+{
+    (void)Command;
+    KeBugCheckEx(MANUALLY_INITIATED_CRASH, 0, 0, 0, 0);
+}
+
+static void ConHelp(CONSOLE_COMMAND *Command);
+
+static const COMMAND_ENTRY ConCommands[] = {
+    {"help", 0, 0, ConHelp, ""},
+    {"ping", 0, 0, ConPing, ""},
+    {"version", 0, 0, ConVersion, ""},
+    {"power", 4, 4, ConPower, "kernel|kernel-direct|user|unprivileged ACTION STATE FLAGS"},
+    {"counts", 0, 0, ConCounts, ""},
+    {"refuse", 1, 2, ConRefuse, "on [NTSTATUS] | off"},
+    {"symbols", 0, 0, ConSymbols, ""},
+    {"threads", 0, 0, ConThreads, ""},
+    {"time", 0, 0, ConTime, ""},
+    {"check", 0, 0, ConCheckCode, ""},
+    {"work", 1, 1, ConWork, "COUNT"},
+    {"busy", 1, 1, ConBusy, "on|off"},
+    {"crash", 0, 0, ConCrash, ""},
+};
+
+static void ConHelp(CONSOLE_COMMAND *Command)
+{
+    for (ULONG i = 0; i < ARRAY_COUNT(ConCommands); i++)
+        ConPrint("  %s %s", ConCommands[i].Name, ConCommands[i].Usage);
+    ConAnswer(&Command->Tag, "ok");
+}
+
+void ConDispatch(CONSOLE_COMMAND *Command)
+{
+    for (ULONG i = 0; Command->Count && i < ARRAY_COUNT(ConCommands); i++) {
+        const COMMAND_ENTRY *Entry = &ConCommands[i];
+        ULONG Arguments = Command->Count - 1;
+        if (!RtlStringEqual(Command->Words[0], Entry->Name))
+            continue;
+        if (Arguments < Entry->Minimum || Arguments > Entry->Maximum)
+            ConAnswer(&Command->Tag, "error usage: %s %s", Entry->Name, Entry->Usage);
+        else
+            Entry->Run(Command);
+        return;
+    }
+    ConAnswer(&Command->Tag, "error unknown command");
+}

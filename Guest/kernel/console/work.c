@@ -1,0 +1,133 @@
+// Commands that may block are carried out by other threads, so that the
+// console goes on answering: kernel workers, and the threads of the two
+// programs, which fetch their orders with the private service NtWaitForCommand.
+
+#include "../include/console.h"
+#include "../include/mm.h"
+#include "../include/nt.h"
+#include "../include/po.h"
+#include "../include/ps.h"
+#include "../include/rtl.h"
+
+#define ITEMS 32
+#define KERNEL_WORKERS 4
+#define BUSY_CALLS 1000
+
+typedef struct {
+    volatile LONG InUse;
+    LIST_ENTRY Link;
+    WORK_KIND Kind;
+    CONSOLE_TAG Tag;
+    ULONG64 Arguments[3];
+} WORK_ITEM;
+
+static WORK_ITEM ConItems[ITEMS];
+static LIST_ENTRY ConQueues[WorkRoles];
+static KSEMAPHORE ConQueued[WorkRoles];
+static KEVENT ConBusyEvent;
+volatile ULONG64 ConSystemCalls;
+
+BOOLEAN ConQueueWork(WORK_ROLE Role, WORK_KIND Kind, const CONSOLE_TAG *Tag, ULONG64 A,
+                     ULONG64 B, ULONG64 C)
+{
+    for (ULONG i = 0; i < ITEMS; i++) {
+        WORK_ITEM *Item = &ConItems[i];
+        if (__atomic_exchange_n(&Item->InUse, 1, __ATOMIC_SEQ_CST))
+            continue;
+        Item->Kind = Kind;
+        Item->Tag = *Tag;
+        Item->Arguments[0] = A;
+        Item->Arguments[1] = B;
+        Item->Arguments[2] = C;
+        ULONG64 Flags = KiAcquireDispatcherLock();
+        InsertTailList(&ConQueues[Role], &Item->Link);
+        KiReleaseDispatcherLock(Flags);
+        KeReleaseSemaphore(&ConQueued[Role], 0, 1, FALSE);
+        return TRUE;
+    }
+    return FALSE;
+}
+
+static WORK_ITEM *ConTakeWork(WORK_ROLE Role)
+{
+    KeWaitForSingleObject(&ConQueued[Role], 0, KernelMode, FALSE, NULL);
+    ULONG64 Flags = KiAcquireDispatcherLock();
+    WORK_ITEM *Item = CONTAINING_RECORD(RemoveHeadList(&ConQueues[Role]), WORK_ITEM, Link);
+    KiReleaseDispatcherLock(Flags);
+    return Item;
+}
+
+static void ConFinishWork(WORK_ITEM *Item, ULONG64 Result)
+{
+    CONSOLE_TAG Tag = Item->Tag;
+    WORK_KIND Kind = Item->Kind;
+    __atomic_store_n(&Item->InUse, 0, __ATOMIC_SEQ_CST);
+    if (Kind == WorkLoop)
+        ConAnswer(&Tag, "ok calls=%llu", Result);
+    else
+        ConAnswer(&Tag, "ok status=0x%08x", (ULONG)Result);
+}
+
+static void ConKernelWorker(PVOID Context)
+{
+    (void)Context;
+    for (;;) {
+        WORK_ITEM *Item = ConTakeWork(WorkKernel);
+        POWER_ACTION Action = (POWER_ACTION)Item->Arguments[0];
+        SYSTEM_POWER_STATE State = (SYSTEM_POWER_STATE)Item->Arguments[1];
+        ULONG Flags = (ULONG)Item->Arguments[2];
+        NTSTATUS Status = Item->Kind == WorkPowerDirect
+                              ? NtSetSystemPowerState(Action, State, Flags)
+                              : ZwSetSystemPowerState(Action, State, Flags);
+        ConFinishWork(Item, (ULONG)Status);
+    }
+}
+
+void ConInitializeWork(void)
+{
+    KeInitializeEvent(&ConBusyEvent, NotificationEvent, FALSE);
+    for (ULONG i = 0; i < WorkRoles; i++) {
+        InitializeListHead(&ConQueues[i]);
+        KeInitializeSemaphore(&ConQueued[i], 0, ITEMS);
+    }
+    for (ULONG i = 0; i < KERNEL_WORKERS; i++)
+        PspCreateThread(PsInitialSystemProcess, "worker", ConKernelWorker, NULL);
+}
+
+void ConSetBusy(BOOLEAN Busy)
+{
+    if (Busy) {
+        KeSetEvent(&ConBusyEvent, 0, FALSE);
+    } else {
+        ULONG64 Flags = KiAcquireDispatcherLock();
+        ConBusyEvent.Header.SignalState = 0;
+        KiReleaseDispatcherLock(Flags);
+    }
+}
+
+// From ring 3: hands back the result of the last command, waits for the next.
+NTSTATUS NtWaitForCommand(USER_COMMAND *Command, ULONG64 Result)
+{
+    PETHREAD Thread = (PETHREAD)KiCurrentThread();
+    USER_COMMAND Next = {0};
+
+    if (Thread->Tcb.PreviousMode != UserMode ||
+        !MmIsUserRangeValid(PsGetCurrentProcess()->Pcb.DirectoryTableBase, (ULONG64)Command,
+                            sizeof *Command, TRUE))
+        return STATUS_INVALID_PARAMETER;
+
+    if (Thread->Role == WorkBusy) {
+        KeWaitForSingleObject(&ConBusyEvent, 0, UserMode, FALSE, NULL);
+        Next.kind = USER_COMMAND_LOOP;
+        Next.arguments[0] = BUSY_CALLS;
+    } else {
+        if (Thread->Work)
+            ConFinishWork(Thread->Work, Result);
+        WORK_ITEM *Item = ConTakeWork(Thread->Role);
+        Thread->Work = Item;
+        Next.kind = Item->Kind == WorkLoop ? USER_COMMAND_LOOP : USER_COMMAND_POWER;
+        RtlCopyMemory(Next.arguments, Item->Arguments, sizeof Next.arguments);
+    }
+    RtlCopyMemory(Command, &Next, sizeof Next);
+    return STATUS_SUCCESS;
+}

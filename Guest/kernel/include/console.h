@@ -1,0 +1,48 @@
+// The serial console: commands in, answers out, one line each.
+
+#ifndef VIGIL_CONSOLE_H
+#define VIGIL_CONSOLE_H
+
+#include "ntdef.h"
+
+#define CONSOLE_LINE_MAXIMUM 256
+#define CONSOLE_TAG_MAXIMUM 12
+
+// Which command an answer belongs to: the `#7` that came before it.
+typedef struct {
+    CHAR Text[CONSOLE_TAG_MAXIMUM]; // "" or "#7 "
+} CONSOLE_TAG;
+
+typedef struct {
+    CONSOLE_TAG Tag;
+    ULONG Count;
+    CHAR *Words[8];
+} CONSOLE_COMMAND;
+
+// console.c
+void ConStart(void);
+void ConPrint(const CHAR *Format, ...);                           // one line
+void ConAnswer(const CONSOLE_TAG *Tag, const CHAR *Format, ...);  // "ok …", "error …"
+
+// commands.c
+void ConDispatch(CONSOLE_COMMAND *Command);
+extern const CHAR *const ConVariant;
+
+// symbols.c, threads.c
+void ConSymbols(CONSOLE_COMMAND *Command);
+void ConThreads(CONSOLE_COMMAND *Command);
+
+// codecheck.c
+void ConRecordCode(void);
+void ConCheckCode(CONSOLE_COMMAND *Command);
+
+// work.c: commands that another thread carries out.
+typedef enum { WorkKernel, WorkPrivileged, WorkUnprivileged, WorkBusy, WorkRoles } WORK_ROLE;
+typedef enum { WorkPower, WorkPowerDirect, WorkLoop } WORK_KIND;
+void ConInitializeWork(void);
+BOOLEAN ConQueueWork(WORK_ROLE Role, WORK_KIND Kind, const CONSOLE_TAG *Tag,
+                     ULONG64 A, ULONG64 B, ULONG64 C);
+void ConSetBusy(BOOLEAN Busy);
+extern volatile ULONG64 ConSystemCalls;
+
+#endif

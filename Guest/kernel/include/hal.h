@@ -1,0 +1,74 @@
+// The machine: ports, interrupt controller, timer, serial line, ACPI.
+
+#ifndef VIGIL_HAL_H
+#define VIGIL_HAL_H
+
+#include "ke.h"
+
+FORCEINLINE void WRITE_PORT_UCHAR(USHORT Port, UCHAR Value)
+{
+    __asm__ volatile("outb %0, %1" : : "a"(Value), "Nd"(Port));
+}
+
+FORCEINLINE UCHAR READ_PORT_UCHAR(USHORT Port)
+{
+    UCHAR Value;
+    __asm__ volatile("inb %1, %0" : "=a"(Value) : "Nd"(Port));
+    return Value;
+}
+
+FORCEINLINE void WRITE_PORT_USHORT(USHORT Port, USHORT Value)
+{
+    __asm__ volatile("outw %0, %1" : : "a"(Value), "Nd"(Port));
+}
+
+FORCEINLINE USHORT READ_PORT_USHORT(USHORT Port)
+{
+    USHORT Value;
+    __asm__ volatile("inw %1, %0" : "=a"(Value) : "Nd"(Port));
+    return Value;
+}
+
+// The 8259 pair's sixteen lines begin at this vector.
+#define HAL_VECTOR_BASE 0x50
+#define HAL_CLOCK_LINE 0
+#define HAL_SERIAL_LINE 4
+
+// pic.c
+void HalpInitializePic(void);
+void HalpEnableLine(ULONG Line);
+BOOLEAN HalpBeginInterrupt(ULONG Line); // FALSE: spurious
+void HalpEndInterrupt(ULONG Line);
+
+// pit.c
+#define HAL_CLOCK_INCREMENT 10000ull // 100 ns units: 1 ms
+void HalpInitializeClock(void);
+
+// rtc.c
+ULONG64 HalQueryRealTimeClock(void); // 100 ns since 1601
+
+// serial.c
+void HalpInitializeSerial(USHORT Port);
+void HalpSerialInterrupt(void);
+LONG HalSerialRead(void);            // -1: nothing there
+void HalSerialWrite(const CHAR *Text, SIZE_T Length);
+extern KEVENT HalSerialReady;
+
+// acpi.c
+typedef struct {
+    USHORT Pm1aControl, Pm1bControl;
+    UCHAR SleepTypeS5a, SleepTypeS5b;
+    BOOLEAN HaveS5, HaveReset;
+    USHORT ResetPort;
+    UCHAR ResetValue;
+    USHORT SmiCommand;
+    UCHAR AcpiEnable;
+} HAL_ACPI;
+extern HAL_ACPI HalpAcpi;
+void HalpInitializeAcpi(void);
+
+// powerdown.c
+NORETURN void HalReturnToFirmware(void); // reset
+NORETURN void HalPowerOff(void);         // S5
+
+#endif

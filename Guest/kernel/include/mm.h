@@ -1,0 +1,67 @@
+// Memory: physical frames, mappings, address spaces, pool.
+
+#ifndef VIGIL_MM_H
+#define VIGIL_MM_H
+
+#include "ke.h"
+
+#define PAGE_SIZE 0x1000ull
+#define PAGE_SHIFT 12
+#define PAGE_ALIGN_UP(size) (((size) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1))
+
+// Page-table entry bits: Intel SDM volume 3A, section 4.5.4.
+#define PTE_PRESENT 0x001ull
+#define PTE_WRITE 0x002ull
+#define PTE_USER 0x004ull
+#define PTE_CACHE_DISABLE 0x010ull
+#define PTE_LARGE 0x080ull
+#define PTE_NX (1ull << 63)
+#define PTE_FRAME 0x000FFFFFFFFFF000ull
+
+#define MM_KERNEL_RW (PTE_PRESENT | PTE_WRITE | PTE_NX)
+#define MM_USER_RW (PTE_PRESENT | PTE_WRITE | PTE_USER | PTE_NX)
+#define MM_USER_R (PTE_PRESENT | PTE_USER | PTE_NX)
+#define MM_USER_RX (PTE_PRESENT | PTE_USER)
+
+// The kernel's half, below what the loader placed.
+#define MM_SYSTEM_PTES_BASE 0xFFFFA00000000000ull   // stacks, with guard pages
+#define MM_NONPAGED_POOL_BASE 0xFFFFB80000000000ull
+#define MM_NONPAGED_POOL_SIZE 0x4000000ull
+
+extern ULONG64 MmUserProbeAddress;      // first address that no user may pass
+extern const BOOT_BLOCK *MiBootBlock;
+
+FORCEINLINE PVOID MmPhysicalToVirtual(ULONG64 Address)
+{
+    return (PVOID)(BOOT_DIRECT_MAP_BASE + Address);
+}
+
+// frames.c
+void MiInitializeFrames(const BOOT_BLOCK *Block);
+ULONG64 MmAllocateFrame(void); // zeroed; 0 when there is none
+void MmFreeFrame(ULONG64 Frame);
+
+// map.c
+void MmMapPage(ULONG64 Root, ULONG64 Address, ULONG64 Entry);
+ULONG64 *MmFindPte(ULONG64 Root, ULONG64 Address, BOOLEAN Create);
+ULONG64 MmGetPhysicalAddress(ULONG64 Root, ULONG64 Address); // ~0 when absent
+BOOLEAN MmIsUserRangeValid(ULONG64 Root, ULONG64 Address, SIZE_T Size, BOOLEAN Write);
+ULONG64 MiSystemRoot(void);
+
+// spaces.c
+void MiInitializeSpaces(const BOOT_BLOCK *Block);
+ULONG64 MmCreateAddressSpace(void);
+PVOID MmCreateKernelStack(void);
+void MmAllocateUserPages(ULONG64 Root, ULONG64 Address, SIZE_T Size, ULONG64 Rights);
+void MmCopyToSpace(ULONG64 Root, ULONG64 Address, const void *From, SIZE_T Size);
+
+// discard.c
+void MiFreeInitializationCode(void);
+
+// pool.c
+typedef enum { NonPagedPool, PagedPool, NonPagedPoolNx = 512 } POOL_TYPE;
+void MiInitializePool(void);
+PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag);
+void ExFreePoolWithTag(PVOID Block, ULONG Tag);
+
+#endif

@@ -1,0 +1,53 @@
+// Time: the shared user data that every tick advances.
+
+#include "../include/hal.h"
+#include "../include/mm.h"
+#include "../include/shareddata.h"
+
+// One writer (the clock interrupt), any number of readers, no lock: see
+// KSYSTEM_TIME.
+static void KiWriteSystemTime(KSYSTEM_TIME *Time, ULONG64 Value)
+{
+    Time->High2Time = (LONG)(Value >> 32);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    Time->LowPart = (ULONG)Value;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    Time->High1Time = (LONG)(Value >> 32);
+}
+
+// For the writer itself.
+static ULONG64 KiReadSystemTime(const KSYSTEM_TIME *Time)
+{
+    return (ULONG64)(ULONG)Time->High1Time << 32 | Time->LowPart;
+}
+
+void KeUpdateSystemTime(ULONG64 Elapsed)
+{
+    KUSER_SHARED_DATA *Data = SharedUserData;
+    ULONG64 Now = KiReadSystemTime(&Data->InterruptTime) + Elapsed;
+
+    KiWriteSystemTime(&Data->InterruptTime, Now);
+    KiWriteSystemTime(&Data->SystemTime, KiReadSystemTime(&Data->SystemTime) + Elapsed);
+    KiWriteSystemTime(&Data->TickCount, KiReadSystemTime(&Data->TickCount) + 1);
+    KiExpireTimers(Now);
+}
+
+INIT_CODE void KiInitializeSharedData(void)
+{
+    KUSER_SHARED_DATA *Data = SharedUserData;
+    static const CHAR Root[] = "C:\\Windows";
+
+    // A tick is 1 ms: the multiplier is a fixed-point number with 24 bits of
+    // fraction.
+    Data->TickCountMultiplier = 1u << 24;
+    Data->ImageNumberLow = Data->ImageNumberHigh = 0x8664;
+    Data->NtBuildNumber = 19045;
+    Data->NtProductType = 1; // workstation
+    Data->ProductTypeIsValid = TRUE;
+    Data->NtMajorVersion = 10;
+    Data->NtMinorVersion = 0;
+    Data->SystemCall = 0;
+    for (ULONG i = 0; i < sizeof Root; i++)
+        Data->NtSystemRoot[i] = (WCHAR)Root[i];
+    KiWriteSystemTime(&Data->SystemTime, HalQueryRealTimeClock());
+}

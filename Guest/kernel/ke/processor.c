@@ -1,0 +1,131 @@
+// One processor: descriptor tables, stacks for what may strike anywhere,
+// model-specific registers. Everything hangs from its KPCR.
+
+#include "../include/ke.h"
+#include "../include/rtl.h"
+
+// Windows keeps the boot processor's KPCR in the kernel's image, too.
+__attribute__((aligned(4096))) KPCR KiInitialPcr;
+
+#define IST_STACK_SIZE 0x2000
+static __attribute__((aligned(16))) UCHAR KiIstStacks[3][IST_STACK_SIZE];
+static __attribute__((aligned(16))) KTSS64 KiInitialTss;
+static __attribute__((aligned(4096))) KIDTENTRY64 KiInitialIdt[256]; // one page
+static __attribute__((aligned(16))) ULONG64 KiInitialGdt[12];
+
+typedef struct {
+    USHORT Limit;
+    ULONG64 Base;
+} __attribute__((packed)) KDESCRIPTOR;
+
+// Interrupt-stack-table slots, as Windows numbers them.
+#define IST_DOUBLE_FAULT 1
+#define IST_MACHINE_CHECK 2
+#define IST_NMI 3
+
+static INIT_CODE void KiInitializeGdt(ULONG64 *Gdt, KTSS64 *Tss)
+{
+    ULONG64 Base = (ULONG64)Tss;
+
+    Gdt[KGDT64_R0_CODE / 8] = 0x00209B0000000000;
+    Gdt[KGDT64_R0_DATA / 8] = 0x00CF93000000FFFF;
+    Gdt[KGDT64_R3_CMCODE / 8] = 0x00CFFB000000FFFF;
+    Gdt[KGDT64_R3_DATA / 8] = 0x00CFF3000000FFFF;
+    Gdt[KGDT64_R3_CODE / 8] = 0x0020FB0000000000;
+    // A 64-bit TSS descriptor: Intel SDM volume 3A, section 8.2.3.
+    Gdt[KGDT64_SYS_TSS / 8] = (sizeof *Tss - 1) | (Base & 0xFFFFFF) << 16 |
+                              0x89ull << 40 | (Base >> 24 & 0xFF) << 56;
+    Gdt[KGDT64_SYS_TSS / 8 + 1] = Base >> 32;
+
+    KDESCRIPTOR Pointer = {sizeof KiInitialGdt - 1, (ULONG64)Gdt};
+    __asm__ volatile("lgdt %0" : : "m"(Pointer));
+    __asm__ volatile(
+        "pushq %0\n\t"
+        "leaq 1f(%%rip), %%rax\n\t"
+        "pushq %%rax\n\t"
+        "lretq\n"
+        "1:\n\t"
+        "movl %1, %%eax\n\t"
+        "movl %%eax, %%ss\n\t"
+        "movl %2, %%eax\n\t"
+        "movl %%eax, %%ds\n\t"
+        "movl %%eax, %%es\n\t"
+        "xorl %%eax, %%eax\n\t"
+        "movl %%eax, %%fs\n\t"
+        "movl %%eax, %%gs\n\t"
+        "movw %3, %%ax\n\t"
+        "ltr %%ax"
+        : : "i"(KGDT64_R0_CODE), "i"(KGDT64_R0_DATA), "i"(KGDT64_R3_DATA | 3),
+          "i"(KGDT64_SYS_TSS) : "rax", "memory");
+}
+
+static INIT_CODE void KiInitializeIdt(KIDTENTRY64 *Idt)
+{
+    for (ULONG Vector = 0; Vector < 256; Vector++) {
+        ULONG64 Handler = (ULONG64)KiVectorStubs + Vector * 16;
+        Idt[Vector].OffsetLow = (USHORT)Handler;
+        Idt[Vector].Selector = KGDT64_R0_CODE;
+        Idt[Vector].Ist = 0;
+        // A present interrupt gate; #BP and #OF may be raised by any ring.
+        Idt[Vector].Attributes = Vector == 3 || Vector == 4 ? 0xEE : 0x8E;
+        Idt[Vector].OffsetMiddle = (USHORT)(Handler >> 16);
+        Idt[Vector].OffsetHigh = (ULONG)(Handler >> 32);
+        Idt[Vector].Reserved = 0;
+    }
+    Idt[2].Ist = IST_NMI;
+    Idt[8].Ist = IST_DOUBLE_FAULT;
+    Idt[18].Ist = IST_MACHINE_CHECK;
+
+    KDESCRIPTOR Pointer = {sizeof KiInitialIdt - 1, (ULONG64)Idt};
+    __asm__ volatile("lidt %0" : : "m"(Pointer));
+}
+
+static INIT_CODE void KiInitializeControlRegisters(void)
+{
+    ULONG64 Value;
+
+    // CR4: OSFXSR and OSXMMEXCPT for SSE, PGE. CR0: MP, NE, WP; no EM, no TS.
+    __asm__ volatile("movq %%cr4, %0" : "=r"(Value));
+    Value |= 0x200 | 0x400 | 0x80;
+    // SMEP, where CPUID.(7,0):EBX[7] has it: the kernel never runs user code.
+    ULONG Leaf = 7, Features, SubLeaf = 0, Unused;
+    __asm__ volatile("cpuid" : "+a"(Leaf), "=b"(Features), "+c"(SubLeaf), "=d"(Unused));
+    if (Features & 0x80)
+        Value |= 0x100000;
+    __asm__ volatile("movq %0, %%cr4" : : "r"(Value));
+    __asm__ volatile("movq %%cr0, %0" : "=r"(Value));
+    Value = (Value & ~0xCull) | 0x10022;
+    __asm__ volatile("movq %0, %%cr0" : : "r"(Value));
+    __asm__ volatile("fninit");
+}
+
+INIT_CODE void KiInitializeProcessor(PKPCR Pcr)
+{
+    KiInitializeGdt(KiInitialGdt, &KiInitialTss);
+    KiInitializeIdt(KiInitialIdt);
+    KiInitializeControlRegisters();
+
+    for (ULONG i = 0; i < 3; i++)
+        KiInitialTss.Ist[i] = (ULONG64)KiIstStacks[i] + IST_STACK_SIZE;
+    KiInitialTss.IoMapBase = sizeof(KTSS64);
+
+    Pcr->GdtBase = KiInitialGdt;
+    Pcr->TssBase = &KiInitialTss;
+    Pcr->IdtBase = KiInitialIdt;
+    Pcr->Self = Pcr;
+    Pcr->CurrentPrcb = &Pcr->Prcb;
+    Pcr->MajorVersion = 1;
+    Pcr->MinorVersion = 1;
+    Pcr->Prcb.MxCsr = 0x1F80;
+    Pcr->Prcb.Number = 0;
+
+    KiWriteMsr(0xC0000101, (ULONG64)Pcr); // IA32_GS_BASE
+    KiWriteMsr(0xC0000102, 0);            // IA32_KERNEL_GS_BASE: the user's
+    // SYSCALL: selectors (Intel SDM volume 3A, section 5.8.8), entries, and
+    // the flags it clears: TF, IF, DF and NT, as Windows does.
+    KiWriteMsr(0xC0000081, (ULONG64)(KGDT64_R3_CMCODE | 3) << 48 |
+                               (ULONG64)KGDT64_R0_CODE << 32);
+    KiWriteMsr(0xC0000082, (ULONG64)KiSystemCall64);
+    KiWriteMsr(0xC0000083, (ULONG64)KiSystemCall32);
+    KiWriteMsr(0xC0000084, 0x4700);
+}

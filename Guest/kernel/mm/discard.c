@@ -1,0 +1,24 @@
+// After boot the discardable sections go, INIT and the relocations among them:
+// their addresses are no longer mapped.
+
+#include "../include/mm.h"
+#include "../../shared/pe.h"
+
+void MiFreeInitializationCode(void)
+{
+    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
+    const PE_SECTION *Section = PeSections(Headers);
+
+    for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
+        if (!(Section->characteristics & PE_SECTION_DISCARDABLE))
+            continue;
+        for (ULONG64 At = 0; At < Section->virtualSize; At += PAGE_SIZE) {
+            ULONG64 Address = Base + Section->virtualAddress + At;
+            ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
+            if (Pte)
+                *Pte = 0;
+            KeInvalidatePage(Address);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+// Starting the bundled program: an address space, two images, a PEB, threads.
+
+#include "../include/mm.h"
+#include "../include/ps.h"
+#include "../include/rtl.h"
+#include "../../shared/pe.h"
+
+PSP_USER_LAYOUT PspUserLayout;
+
+#define MODULE_NTDLL 1
+#define MODULE_PROGRAM 2
+
+static const void *PspModule(ULONG Index, SIZE_T *Size)
+{
+    *Size = MiBootBlock->modules[Index].size;
+    return MmPhysicalToVirtual(MiBootBlock->modules[Index].base);
+}
+
+// As on Windows, where an image lies in user memory is drawn once for each
+// boot and is the same in every process; on 64 KiB boundaries.
+void PspChooseUserLayout(void)
+{
+    SIZE_T Size;
+    const PE_HEADERS *Ntdll = PeHeaders(PspModule(MODULE_NTDLL, &Size));
+    const PE_HEADERS *Program = PeHeaders(PspModule(MODULE_PROGRAM, &Size));
+
+    if (!Ntdll || !Program)
+        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 6, 0, 0, 0);
+    PspUserLayout.NtdllBase = 0x7FF800000000 + (RtlRandom() % 0x70000) * 0x10000;
+    PspUserLayout.NtdllSize = PAGE_ALIGN_UP(Ntdll->imageSize);
+    PspUserLayout.ProgramBase = 0x7FF600000000 + (RtlRandom() % 0x10000) * 0x10000;
+    PspUserLayout.ProgramSize = PAGE_ALIGN_UP(Program->imageSize);
+}
+
+PEPROCESS PspStartProgram(const CHAR *Name, PTOKEN Token, const ULONG *Roles, ULONG Threads)
+{
+    SIZE_T NtdllSize, ProgramSize;
+    const void *Ntdll = PspModule(MODULE_NTDLL, &NtdllSize);
+    const void *Program = PspModule(MODULE_PROGRAM, &ProgramSize);
+    ULONG64 Root = MmCreateAddressSpace();
+    PEPROCESS Process = PspCreateProcess(Name, Token, Root);
+
+    NTSTATUS Status = MiMapUserImage(Root, Ntdll, NtdllSize, PspUserLayout.NtdllBase);
+    if (NT_SUCCESS(Status))
+        Status = MiMapUserImage(Root, Program, ProgramSize, PspUserLayout.ProgramBase);
+    if (!NT_SUCCESS(Status))
+        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 7, (ULONG_PTR)Status, 0, 0);
+
+    Process->SectionBaseAddress = (PVOID)PspUserLayout.ProgramBase;
+    Process->Peb = (PVOID)(0x1000000000 + (RtlRandom() % 0x400000) * 0x10000);
+    Process->NextUserStack = (ULONG64)Process->Peb + 0x1000000;
+    PspBuildPeb(Process, Name);
+
+    for (ULONG i = 0; i < Threads; i++) {
+        PETHREAD Thread = PspCreateUserThread(Process, Roles[i]);
+        Thread->UserRip += PeHeaders(Program)->entryPoint;
+        ULONG64 Flags = KiAcquireDispatcherLock();
+        KiReadyThread(&Thread->Tcb, FALSE);
+        KiReleaseDispatcherLock(Flags);
+    }
+    return Process;
+}

@@ -1,0 +1,139 @@
+// Threads: their stacks, and how each begins and ends.
+
+#include "../include/mm.h"
+#include "../include/ps.h"
+#include "../include/rtl.h"
+#include "../include/shareddata.h"
+
+// At the top of every kernel stack: the x87 and SSE state (FXSAVE's 512 bytes).
+#define STATE_SAVE_SIZE 0x200
+
+static void PspInitializeThread(PETHREAD Thread, PEPROCESS Process, const CHAR *Name,
+                                PVOID StackLimit, PVOID StackBase)
+{
+    PKTHREAD Tcb = &Thread->Tcb;
+
+    Tcb->Header.Type = 6;
+    InitializeListHead(&Tcb->Header.WaitListHead);
+    InitializeListHead(&Tcb->ApcState.ApcListHead[0]);
+    InitializeListHead(&Tcb->ApcState.ApcListHead[1]);
+    Tcb->StackLimit = StackLimit;
+    Tcb->StackBase = StackBase;
+    Tcb->StateSaveArea = (PUCHAR)StackBase - STATE_SAVE_SIZE;
+    Tcb->InitialStack = Tcb->StateSaveArea;
+    Tcb->ApcState.Process = &Process->Pcb;
+    Tcb->Process = &Process->Pcb;
+    Tcb->PreviousMode = KernelMode;
+    Thread->Cid.UniqueProcess = Process->UniqueProcessId;
+    RtlStringCopy(Thread->Name, sizeof Thread->Name, Name);
+
+    // The reset state: FCW at 0, MXCSR at 24 (Intel SDM volume 1, table 10-2).
+    RtlZeroMemory(Tcb->StateSaveArea, STATE_SAVE_SIZE);
+    *(USHORT *)Tcb->StateSaveArea = 0x37F;
+    *(ULONG *)((PUCHAR)Tcb->StateSaveArea + 24) = 0x1F80;
+}
+
+static void PspInsertThread(PETHREAD Thread, PEPROCESS Process)
+{
+    Thread->Cid.UniqueThread = (HANDLE)PspNextId();
+    ULONG64 Flags = KiAcquireDispatcherLock();
+    InsertTailList(&Process->ThreadListHead, &Thread->ThreadListEntry);
+    Process->ActiveThreads++;
+    KiReleaseDispatcherLock(Flags);
+}
+
+// The thread that booted becomes the processor's idle thread. As on Windows it
+// is on no process's list and has the identifier 0.
+INIT_CODE void PspAdoptIdleThread(PETHREAD Thread, PVOID StackLimit, PVOID StackBase)
+{
+    PKPRCB Prcb = KeGetCurrentPrcb();
+
+    PspInitializeThread(Thread, PsInitialSystemProcess, "idle", StackLimit, StackBase);
+    Thread->Tcb.MiscFlags = 1u << KTHREAD_SystemThreadBit;
+    InitializeListHead(&Thread->ThreadListEntry);
+    Thread->Tcb.State = Running;
+    Prcb->CurrentThread = Prcb->IdleThread = &Thread->Tcb;
+    KiSwitchState(&Thread->Tcb);
+}
+
+static PETHREAD PspNewThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTINE Start,
+                             PVOID Context)
+{
+    PETHREAD Thread = ExAllocatePoolWithTag(NonPagedPool, sizeof *Thread, 'erhT');
+    PUCHAR Stack = MmCreateKernelStack();
+    if (!Thread || !Stack)
+        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 5, 0, 0, 0);
+    PspInitializeThread(Thread, Process, Name, Stack, Stack + KERNEL_STACK_SIZE);
+    Thread->StartAddress = Start;
+
+    // What KiSwapContext will pop: R15, R14, R13, R12, RSI, RDI, RBX, RBP, and
+    // the return to KiThreadStartup.
+    ULONG64 *Top = (ULONG64 *)Thread->Tcb.InitialStack - 10;
+    Top[2] = (ULONG64)Context;
+    Top[3] = (ULONG64)Start;
+    Top[8] = (ULONG64)KiThreadStartup;
+    Thread->Tcb.KernelStack = Top;
+    return Thread;
+}
+
+static void PspStartThread(PETHREAD Thread)
+{
+    ULONG64 Flags = KiAcquireDispatcherLock();
+    KiReadyThread(&Thread->Tcb, FALSE);
+    KiReleaseDispatcherLock(Flags);
+}
+
+PETHREAD PspCreateThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTINE Start, PVOID Context)
+{
+    PETHREAD Thread = PspNewThread(Process, Name, Start, Context);
+    Thread->Tcb.MiscFlags = 1u << KTHREAD_SystemThreadBit;
+    PspInsertThread(Thread, Process);
+    PspStartThread(Thread);
+    return Thread;
+}
+
+// The lock came with the switch to this thread.
+void KiThreadEntry(PKSTART_ROUTINE Start, PVOID Context)
+{
+    KiReleaseDispatcherLock(0x200);
+    Start(Context);
+    PspExitThread();
+}
+
+static void PspUserThreadStartup(PVOID Context)
+{
+    PETHREAD Thread = Context;
+    Thread->Tcb.PreviousMode = UserMode;
+    KiEnterUserMode(Thread->UserRip, Thread->UserRsp, (ULONG64)PsGetCurrentProcess()->Peb);
+}
+
+#define USER_STACK_SIZE 0x4000ull
+#define USER_STACK_DISTANCE 0x20000ull
+
+PETHREAD PspCreateUserThread(PEPROCESS Process, ULONG Role)
+{
+    PETHREAD Thread = PspNewThread(Process, "user", PspUserThreadStartup, NULL);
+    ULONG64 Limit = Process->NextUserStack;
+    Process->NextUserStack += USER_STACK_DISTANCE;
+    MmAllocateUserPages(Process->Pcb.DirectoryTableBase, Limit, USER_STACK_SIZE, MM_USER_RW);
+    // As after a call: the stack is 8 below a 16-byte boundary, home space above.
+    Thread->UserRsp = Limit + USER_STACK_SIZE - 0x28;
+    Thread->UserRip = (ULONG64)Process->SectionBaseAddress;
+    Thread->Role = Role;
+    ((ULONG64 *)Thread->Tcb.KernelStack)[2] = (ULONG64)Thread;
+    PspInsertThread(Thread, Process);
+    Thread->Tcb.Teb = PspBuildTeb(Process, Thread->Cid, Limit + USER_STACK_SIZE, Limit);
+    return Thread;
+}
+
+// The stack stays: it is the one being stood on. Threads end seldom here.
+void PspExitThread(void)
+{
+    PETHREAD Thread = (PETHREAD)KiCurrentThread();
+    KiAcquireDispatcherLock();
+    RemoveEntryList(&Thread->ThreadListEntry);
+    ((PEPROCESS)Thread->Tcb.Process)->ActiveThreads--;
+    Thread->Tcb.State = Terminated;
+    KiSwapThread();
+    __builtin_unreachable();
+}

@@ -1,0 +1,72 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let settings: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .treatAllWarnings(as: .error),
+]
+
+/// A module of the product, from `Sources/NAME`.
+func module(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: settings)
+}
+
+/// The tests of one module, from `Tests/NAMETests`.
+func tests(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+    .testTarget(
+        name: "\(name)Tests", dependencies: [.byName(name: name), "TestSupport"] + dependencies,
+        swiftSettings: settings)
+}
+
+let package = Package(
+    name: "vigil",
+    products: [
+        .executable(name: "vigil", targets: ["vigil"]),
+        .library(name: "Vigil", targets: ["Introspection"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+    ],
+    targets: [
+        // What Swift cannot call or say: the decoder library, cmsg macros, the handler's machine code.
+        .systemLibrary(name: "CZydis", providers: [.apt(["libzydis-dev"])]),
+        .target(name: "CLinux"),
+        .target(name: "CDetourHandler"),
+
+        module("X86", ["CZydis"]),
+        module("GuestMemory", ["X86", "CLinux"]),
+        module("HypervisorInterface", ["GuestMemory", "X86"]),
+        module(
+            "WindowsGuest",
+            ["HypervisorInterface", "GuestMemory", "X86", .product(name: "Yams", package: "Yams")]),
+        module("Detours", ["WindowsGuest", "HypervisorInterface", "GuestMemory", "X86", "CDetourHandler"]),
+        module("PowerTransitions", ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
+        module(
+            "Introspection",
+            ["PowerTransitions", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
+        module(
+            "QEMUHypervisor",
+            ["HypervisorInterface", "GuestMemory", "X86", "CLinux"]),
+
+        .executableTarget(
+            name: "vigil",
+            dependencies: [
+                "Introspection", "QEMUHypervisor", "BundledGuest",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: settings),
+
+        // The guest that the demo and the tests boot, built from Guest/ by the plugin.
+        .target(
+            name: "BundledGuest", dependencies: ["CLinux"], swiftSettings: settings,
+            plugins: ["BuildGuest"]),
+        .executableTarget(name: "guest-builder", swiftSettings: settings),
+        .plugin(name: "BuildGuest", capability: .buildTool(), dependencies: ["guest-builder"]),
+
+        .target(name: "TestSupport", dependencies: ["GuestMemory", "X86"], path: "Tests/TestSupport", swiftSettings: settings),
+        tests("X86"),
+        tests("GuestMemory"),
+        tests("WindowsGuest"),
+    ]
+)

@@ -1,0 +1,106 @@
+import CLinux
+import Foundation
+import Glibc
+import Synchronization
+
+/// A program that ends with this process, whatever this process dies of.
+public final class DependentProcess: Sendable {
+    public let processID: pid_t
+    private let status = Mutex<Int32?>(nil)
+
+    /// The kernel ties the program's life to the thread that started it: this one lives as long as the process.
+    private static let starter = StarterThread()
+
+    /// - Parameters:
+    ///   - inherited: becomes the program's descriptor 3.
+    ///   - output: where its standard output and error go.
+    init(path: String, arguments: [String], inherited: Int32, output: Int32) throws {
+        let pid = Self.starter.run {
+            var pointers: [UnsafeMutablePointer<CChar>?] = ([path] + arguments).map { strdup($0) } + [nil]
+            defer { for pointer in pointers { free(pointer) } }
+            return clinux_spawn_dependent(path, &pointers, inherited, output)
+        }
+        guard pid > 0 else { throw CocoaError(.executableLoad) }
+        processID = pid
+    }
+
+    deinit { kill() }
+
+    /// Whether it still runs.
+    public var isRunning: Bool { wait(hang: false) == nil }
+
+    /// Waits for its end.
+    /// - Returns: the wait status (waitpid(2)).
+    @discardableResult
+    public func waitForExit() -> Int32 { wait(hang: true) ?? 0 }
+
+    /// Waits for its end, for so long.
+    /// - Returns: the exit status, or nil where it still runs or was ended by a signal.
+    public func exitStatus(within timeout: Duration) -> Int32? {
+        let descriptor = clinux_process_descriptor(processID)
+        defer { if descriptor >= 0 { close(descriptor) } }
+        if descriptor >= 0 && isRunning {
+            var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+            poll(&entry, 1, Int32(clamping: timeout.components.seconds * 1000 + timeout.components.attoseconds / 1_000_000_000_000_000))
+        }
+        guard let status = wait(hang: false), status & 0x7f == 0 else { return nil }
+        return status >> 8 & 0xff
+    }
+
+    /// Ends it.
+    public func kill() {
+        guard isRunning else { return }
+        Glibc.kill(processID, SIGKILL)
+        waitForExit()
+    }
+
+    private func wait(hang: Bool) -> Int32? {
+        status.withLock { known in
+            if let known { return known }
+            var result: Int32 = 0
+            while true {
+                let pid = waitpid(processID, &result, hang ? 0 : WNOHANG)
+                if pid == processID || (pid < 0 && errno == ECHILD) {
+                    known = result
+                    return result
+                }
+                if pid < 0 && errno == EINTR { continue }
+                return nil
+            }
+        }
+    }
+}
+
+/// A thread that never ends and does what it is given, one thing at a time.
+private final class StarterThread: @unchecked Sendable {
+    private let condition = NSCondition()
+    private var work: (() -> Void)?
+
+    init() {
+        let thread = Thread { [self] in
+            while true {
+                condition.lock()
+                while work == nil { condition.wait() }
+                let next = work
+                condition.unlock()
+                next?()
+                condition.lock()
+                work = nil
+                condition.broadcast()
+                condition.unlock()
+            }
+        }
+        thread.start()
+    }
+
+    func run(_ body: @escaping () -> pid_t) -> pid_t {
+        var result: pid_t = -1
+        condition.lock()
+        while work != nil { condition.wait() }
+        work = { result = body() }
+        condition.broadcast()
+        while work != nil { condition.wait() }
+        condition.unlock()
+        return result
+    }
+}

@@ -1,0 +1,31 @@
+// System calls and macros that Swift cannot call or say.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/// Reads `length` bytes at `address` of process `pid`. Returns 0 or an errno; a short read is EFAULT.
+int clinux_process_read(pid_t pid, uint64_t address, void *buffer, size_t length);
+
+/// Writes `length` bytes at `address` of process `pid`. Returns 0 or an errno; a short write is EFAULT.
+int clinux_process_write(pid_t pid, uint64_t address, const void *buffer, size_t length);
+
+/// Sends `length` bytes and one descriptor (SCM_RIGHTS) on a unix socket. Returns the bytes sent, or -errno.
+ssize_t clinux_send_descriptor(int socket, const void *bytes, size_t length, int descriptor);
+
+/// The process at the other end of a unix socket (SO_PEERCRED), or -errno.
+pid_t clinux_peer_pid(int socket);
+
+/// The device number that /proc writes as MAJOR:MINOR.
+uint64_t clinux_device(unsigned int major, unsigned int minor);
+
+/// posix_spawn's flag for a session of its own, which Glibc's module leaves out.
+short clinux_spawn_new_session(void);
+
+/// Starts a program that ends when the calling thread does (PR_SET_PDEATHSIG): the thread must live as long
+/// as the program shall. `inherited` (or -1) becomes descriptor 3 of the program; its standard output and
+/// error go to `output`. Returns the process id, or -errno.
+pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int inherited, int output);
+
+/// A descriptor that can be read when process `pid` has ended, or -errno.
+int clinux_process_descriptor(pid_t pid);

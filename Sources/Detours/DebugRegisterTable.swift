@@ -1,0 +1,60 @@
+import HypervisorInterface
+
+/// Who holds which of the processor's debug registers.
+///
+/// There are four on every vCPU (Intel SDM volume 3, 17.2), and every vCPU's are the same here. A machine
+/// with out-of-band breakpoints has no such limit, but is held to it too: what works there works under KVM.
+public final class DebugRegisterTable {
+    /// Why a register is in use.
+    public enum Purpose: Hashable, Sendable {
+        /// The intercepted function's entry.
+        case entry
+        /// The return of a call, by the caller's stack slot.
+        case returnWatch(stackSlot: UInt64)
+    }
+
+    public struct Assignment: Hashable, Sendable {
+        public var purpose: Purpose
+        public var site: BreakpointSite
+    }
+
+    private let effects: GuestEffects
+    public private(set) var registers: [Assignment?]
+
+    public init(_ effects: GuestEffects) {
+        self.effects = effects
+        registers = Array(repeating: nil, count: min(4, effects.machine.breakpointCapacity))
+    }
+
+    /// How many registers are in use. Never more than four.
+    public var inUse: Int { registers.count { $0 != nil } }
+
+    /// Takes a free register and sets the site.
+    /// - Returns: false where all are in use, or the site is set already.
+    public func acquire(_ purpose: Purpose, _ site: BreakpointSite) throws(HypervisorError) -> Bool {
+        guard let free = registers.firstIndex(of: nil), !registers.contains(where: { $0?.site == site }) else {
+            return false
+        }
+        try effects.insert(site)
+        registers[free] = Assignment(purpose: purpose, site: site)
+        return true
+    }
+
+    /// Clears the site of a purpose, if it has one.
+    public func release(_ purpose: Purpose) throws(HypervisorError) {
+        guard let index = registers.firstIndex(where: { $0?.purpose == purpose }), let used = registers[index] else {
+            return
+        }
+        try effects.remove(used.site)
+        registers[index] = nil
+    }
+
+    /// Clears all.
+    public func releaseAll() throws(HypervisorError) {
+        for index in registers.indices {
+            guard let used = registers[index] else { continue }
+            try effects.remove(used.site)
+            registers[index] = nil
+        }
+    }
+}

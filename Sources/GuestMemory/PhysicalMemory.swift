@@ -1,0 +1,147 @@
+import CLinux
+
+/// A range of guest-physical addresses that is RAM, and where it can be found on the host.
+public struct RAMRegion: Hashable, Sendable {
+    public var base: GuestPhysicalAddress
+    /// In bytes; a multiple of the page size.
+    public var length: UInt64
+    /// Where the range starts: an address of this process when the memory is mapped here, of the
+    /// hypervisor's process when it is read from there, unused otherwise.
+    public var hostAddress: UInt64
+
+    public init(base: GuestPhysicalAddress, length: UInt64, hostAddress: UInt64) {
+        self.base = base
+        self.length = length
+        self.hostAddress = hostAddress
+    }
+}
+
+/// Reads guest RAM where it can neither be mapped nor read from the hypervisor's process.
+public protocol PhysicalMemoryReader: AnyObject {
+    /// Fills `buffer` from guest RAM at `address`. The range lies within one RAM region.
+    func read(at address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer) throws(MemoryError)
+}
+
+/// The guest's RAM, to read.
+///
+/// This is the bottom of every read, so it is a concrete type: a mapped read is a search among a few
+/// regions and a load. Nothing here can change the guest.
+public final class PhysicalMemory {
+    /// How the host reaches the guest's RAM.
+    @usableFromInline enum Access {
+        /// `RAMRegion.hostAddress` is an address in this process.
+        case mapped
+        /// `RAMRegion.hostAddress` is an address in process `pid`; each read is a `process_vm_readv`.
+        case process(pid: Int32)
+        case reader(any PhysicalMemoryReader)
+    }
+
+    /// Sorted by base, not overlapping.
+    public let regions: [RAMRegion]
+    @usableFromInline let access: Access
+    /// A copy of `regions` behind a plain pointer, for the read path.
+    @usableFromInline let table: UnsafeMutablePointer<RAMRegion>
+    @usableFromInline let count: Int
+
+    private init(regions: [RAMRegion], access: Access) {
+        let sorted = regions.sorted { $0.base < $1.base }
+        self.regions = sorted
+        self.access = access
+        count = sorted.count
+        table = .allocate(capacity: max(sorted.count, 1))
+        table.initialize(from: sorted, count: sorted.count)
+    }
+
+    deinit { table.deallocate() }
+
+    /// RAM that is mapped in this process. The mapping must outlive the object.
+    public convenience init(mapped regions: [RAMRegion]) { self.init(regions: regions, access: .mapped) }
+
+    /// RAM read from the memory of another process.
+    public convenience init(process pid: Int32, regions: [RAMRegion]) {
+        self.init(regions: regions, access: .process(pid: pid))
+    }
+
+    /// RAM read by whatever `reader` does.
+    public convenience init(reader: any PhysicalMemoryReader, regions: [RAMRegion]) {
+        self.init(regions: regions, access: .reader(reader))
+    }
+
+    /// The bytes of RAM in all regions.
+    public var size: UInt64 { regions.reduce(0) { $0 &+ $1.length } }
+
+    /// The host address of `length` bytes of RAM at `address`, where all of them lie in one region.
+    @inlinable func hostAddress(of address: GuestPhysicalAddress, length: Int) -> UInt64? {
+        for index in 0..<count {
+            let region = table[index]
+            let offset = address.rawValue &- region.base.rawValue
+            if offset < region.length {
+                return region.length &- offset >= UInt64(length) ? region.hostAddress &+ offset : nil
+            }
+        }
+        return nil
+    }
+
+    /// Fills `buffer` from RAM at `address`, across regions that adjoin.
+    /// - Throws: `notRAM` with the first address that is none, before or after a part was read.
+    @inlinable public func read(
+        at address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(MemoryError) {
+        guard let destination = buffer.baseAddress, buffer.count > 0 else { return }
+        if let host = hostAddress(of: address, length: buffer.count) {
+            if case .mapped = access, let source = UnsafeRawPointer(bitPattern: UInt(host)) {
+                destination.copyMemory(from: source, byteCount: buffer.count)
+                return
+            }
+            return try readElsewhere(at: address, host: host, into: buffer)
+        }
+        try readAcrossRegions(at: address, into: buffer)
+    }
+
+    /// Loads an integer from RAM at `address`. An aligned one is read in one piece.
+    @inlinable public func load<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ type: Value.Type, at address: GuestPhysicalAddress
+    ) throws(MemoryError) -> Value {
+        if case .mapped = access, let host = hostAddress(of: address, length: MemoryLayout<Value>.size),
+            let source = UnsafeRawPointer(bitPattern: UInt(host))
+        {
+            return Value(littleEndian: source.loadUnaligned(as: Value.self))
+        }
+        var value: Value = 0
+        let size = MemoryLayout<Value>.size
+        try withUnsafeMutablePointer(to: &value) { (pointer) throws(MemoryError) in
+            try read(at: address, into: UnsafeMutableRawBufferPointer(start: pointer, count: size))
+        }
+        return Value(littleEndian: value)
+    }
+
+    @usableFromInline func readElsewhere(
+        at address: GuestPhysicalAddress, host: UInt64, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(MemoryError) {
+        switch access {
+        case .mapped:
+            throw .notRAM(address)
+        case .process(let pid):
+            let error = clinux_process_read(pid, host, buffer.baseAddress, buffer.count)
+            if error != 0 { throw .unreachable(address, errno: error) }
+        case .reader(let reader):
+            try reader.read(at: address, into: buffer)
+        }
+    }
+
+    @usableFromInline func readAcrossRegions(
+        at address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(MemoryError) {
+        var done = 0
+        while done < buffer.count {
+            let next = address + UInt64(done)
+            guard let region = regions.first(where: { next.rawValue &- $0.base.rawValue < $0.length }) else {
+                throw .notRAM(next)
+            }
+            let offset = next.rawValue &- region.base.rawValue
+            let part = Int(min(UInt64(buffer.count - done), region.length - offset))
+            try read(at: next, into: UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + part]))
+            done += part
+        }
+    }
+}

@@ -1,0 +1,136 @@
+import X86
+
+/// One address space of the guest, read by walking its page tables at each access.
+///
+/// While the guest runs no event tells of a changed entry, so nothing is kept from one read to the next.
+/// Tables are guest memory like any other: whatever they hold, a walk reads at most one entry for each
+/// level and ends in a translation or an error. A table that refers to itself is only a table.
+public struct VirtualMemory: TranslatedMemory {
+    public let physical: PhysicalMemory
+    public let space: AddressSpace
+
+    @inlinable public init(physical: PhysicalMemory, space: AddressSpace) {
+        self.physical = physical
+        self.space = space
+    }
+
+    @inlinable public var pagingMode: PagingMode { space.mode }
+
+    /// Where `address` is now, and with which rights.
+    /// - Throws: `notPresent` with the entry that is not; `reservedBits` for entries that a processor rejects;
+    ///   `notRAM` where a table lies outside RAM; `notCanonical`. That the page itself is RAM is found out by
+    ///   reading it.
+    @inlinable public func translate(_ address: GuestVirtualAddress) throws(MemoryError) -> Translation {
+        switch space.mode {
+        case .fourLevel: return try walk(address, from: 4)
+        case .fiveLevel: return try walk(address, from: 5)
+        case .pae: return try walkPAE(address)
+        case .legacy32(let largePages): return try walk32(address, largePages: largePages)
+        case .none:
+            guard space.mode.isCanonical(address) else { throw .notCanonical(address) }
+            return Translation(
+                physical: GuestPhysicalAddress(address.rawValue), pageSize: 4096,
+                rights: [.writable, .user, .executable], entry: 0)
+        }
+    }
+
+    /// 4- and 5-level paging. Intel SDM volume 3, 4.5.
+    @inlinable func walk(_ address: GuestVirtualAddress, from levels: Int) throws(MemoryError) -> Translation {
+        guard space.mode.isCanonical(address) else { throw .notCanonical(address) }
+        return try descend(
+            address, table: space.root & PageTableEntry.addressMask, from: levels, reserved: 0,
+            rights: [.writable, .user, .executable])
+    }
+
+    /// PAE paging: four pointers, then two levels of 64-bit entries. Intel SDM volume 3, 4.4. The processor
+    /// loads the pointers with CR3; their copies in memory are read here.
+    @inlinable func walkPAE(_ address: GuestVirtualAddress) throws(MemoryError) -> Translation {
+        guard space.mode.isCanonical(address) else { throw .notCanonical(address) }
+        let table = GuestPhysicalAddress(space.root & 0xffff_ffe0)
+        let pointer = PageTableEntry(try physical.load(UInt64.self, at: table + (address.rawValue >> 30) &* 8))
+        guard pointer.isPresent else { throw .notPresent(address, entry: pointer.rawValue, level: 3) }
+        // Bits 2, 1, 8 to 5 and 63 to 52 are reserved; the pointer restricts no rights.
+        guard pointer.rawValue & 0xfff0_0000_0000_01e6 == 0 else {
+            throw .reservedBits(address, entry: pointer.rawValue, level: 3)
+        }
+        return try descend(
+            address, table: pointer.address, from: 2, reserved: 0x7ff0_0000_0000_0000,
+            rights: [.writable, .user, .executable])
+    }
+
+    /// Walks tables of 64-bit entries down to the page.
+    /// - Parameter reserved: bits that must be zero at every level.
+    @inlinable func descend(
+        _ address: GuestVirtualAddress, table root: UInt64, from levels: Int, reserved: UInt64,
+        rights: Translation.Rights
+    ) throws(MemoryError) -> Translation {
+        var table = root
+        var rights = rights
+        var level = levels
+        while true {
+            let shift = UInt64(12 &+ 9 &* (level &- 1))
+            let index = (address.rawValue &>> shift) & 511
+            let entry = PageTableEntry(try physical.load(UInt64.self, at: GuestPhysicalAddress(table &+ index &* 8)))
+            guard entry.isPresent else { throw .notPresent(address, entry: entry.rawValue, level: level) }
+            if !entry.isWritable { rights.remove(.writable) }
+            if !entry.isUser { rights.remove(.user) }
+            var mustBeZero = reserved
+            if entry.isExecuteDisabled {
+                rights.remove(.executable)
+                if !space.executeDisableEnabled { mustBeZero |= 1 << 63 }
+            }
+            let mapsPage = level == 1 || (level <= 3 && entry.isLargePage)
+            let offsetMask = (UInt64(1) &<< shift) &- 1
+            if level > 3 {
+                mustBeZero |= 1 << 7
+            } else if mapsPage, level > 1 {
+                // From the page's lowest address bit down to bit 13; bit 12 is PAT.
+                mustBeZero |= offsetMask & ~0x1fff
+            }
+            guard entry.rawValue & mustBeZero == 0 else {
+                throw .reservedBits(address, entry: entry.rawValue, level: level)
+            }
+            if mapsPage {
+                if entry.isGlobal { rights.insert(.global) }
+                return Translation(
+                    physical: GuestPhysicalAddress(entry.address & ~offsetMask | address.rawValue & offsetMask),
+                    pageSize: offsetMask &+ 1, rights: rights, entry: entry.rawValue)
+            }
+            table = entry.address
+            level &-= 1
+        }
+    }
+
+    /// 32-bit paging with 4 KiB and 4 MiB pages, PSE-36 included. Intel SDM volume 3, 4.3.
+    @inlinable func walk32(_ address: GuestVirtualAddress, largePages: Bool) throws(MemoryError) -> Translation {
+        guard space.mode.isCanonical(address) else { throw .notCanonical(address) }
+        var rights: Translation.Rights = [.writable, .user, .executable]
+        let directory = GuestPhysicalAddress(space.root & 0xffff_f000)
+        let upper = PageTableEntry(
+            UInt64(try physical.load(UInt32.self, at: directory + (address.rawValue >> 22) &* 4)))
+        guard upper.isPresent else { throw .notPresent(address, entry: upper.rawValue, level: 2) }
+        if !upper.isWritable { rights.remove(.writable) }
+        if !upper.isUser { rights.remove(.user) }
+        if largePages, upper.isLargePage {
+            guard upper.rawValue & (1 << 21) == 0 else {
+                throw .reservedBits(address, entry: upper.rawValue, level: 2)
+            }
+            if upper.isGlobal { rights.insert(.global) }
+            // Bits 20 to 13 are bits 39 to 32 of the address.
+            let page = upper.rawValue & 0xffc0_0000 | (upper.rawValue & 0x001f_e000) << 19
+            return Translation(
+                physical: GuestPhysicalAddress(page | address.rawValue & 0x3f_ffff), pageSize: 1 << 22,
+                rights: rights, entry: upper.rawValue)
+        }
+        let table = GuestPhysicalAddress(upper.rawValue & 0xffff_f000)
+        let lower = PageTableEntry(
+            UInt64(try physical.load(UInt32.self, at: table + ((address.rawValue >> 12) & 1023) &* 4)))
+        guard lower.isPresent else { throw .notPresent(address, entry: lower.rawValue, level: 1) }
+        if !lower.isWritable { rights.remove(.writable) }
+        if !lower.isUser { rights.remove(.user) }
+        if lower.isGlobal { rights.insert(.global) }
+        return Translation(
+            physical: GuestPhysicalAddress(lower.rawValue & 0xffff_f000 | address.rawValue & 0xfff),
+            pageSize: 4096, rights: rights, entry: lower.rawValue)
+    }
+}

@@ -1,0 +1,222 @@
+import GuestMemory
+import X86
+
+/// A caller that Vigil keeps in the detour's handler.
+public struct HeldCaller: Equatable, Sendable {
+    /// Which of the handler's wait bytes is this caller's.
+    public var slot: Int
+    /// The caller's registers at the function's entry.
+    public var registers: Registers
+
+    public init(slot: Int, registers: Registers) {
+        self.slot = slot
+        self.registers = registers
+    }
+}
+
+/// Where a detour's handler is in the guest, and how to let callers out of it.
+public struct HandlerLocation: Equatable, Sendable {
+    /// The function's entry, which every caller returns to from the handler.
+    public var entry: GuestVirtualAddress
+    public var address: GuestVirtualAddress
+    public var physical: GuestPhysicalAddress
+    /// In bytes.
+    public var length: Int
+    /// Offset of the wait bytes from the handler's start, one byte for each slot; 0 lets a caller go.
+    public var waitOffset: Int
+
+    public init(
+        entry: GuestVirtualAddress, address: GuestVirtualAddress, physical: GuestPhysicalAddress, length: Int,
+        waitOffset: Int
+    ) {
+        self.entry = entry
+        self.address = address
+        self.physical = physical
+        self.length = length
+        self.waitOffset = waitOffset
+    }
+
+    /// Whether an instruction pointer lies in the handler.
+    public func contains(_ rip: UInt64) -> Bool { rip &- address.rawValue < UInt64(length) }
+}
+
+/// One change of a guest, or of what would stop it.
+public enum Effect: Equatable, Sendable {
+    case pause
+    case resume
+    case insert(BreakpointSite)
+    case remove(BreakpointSite)
+    case step(VCPU)
+    case setRegisters(VCPU)
+    case writeCode(GuestPhysicalAddress, count: Int)
+    case writeData(GuestPhysicalAddress, count: Int)
+    /// The handler is about to be written, or, with nil, has been zeroed.
+    case handler(HandlerLocation?)
+    /// A caller is about to be sent into the handler.
+    case hold(HeldCaller)
+    /// A caller came out of the handler.
+    case release(slot: Int)
+}
+
+/// Is told of each effect before it happens.
+///
+/// The guardian hangs on to this, so that whatever Vigil dies of, somebody knows what was in force.
+public protocol EffectWitness: AnyObject {
+    func willPerform(_ effect: Effect) throws(HypervisorError)
+}
+
+/// How often each kind of effect was performed.
+public struct EffectCounts: Equatable, Sendable {
+    public var pauses = 0
+    public var breakpointStops = 0
+    public var steps = 0
+    public var registerWrites = 0
+    public var codeBytesWritten = 0
+    public var dataBytesWritten = 0
+
+    public init() {}
+}
+
+/// The one place through which everything that changes a guest goes.
+///
+/// Counting, the guardian, and whatever else must know of every change stand here, so that no other
+/// part can forget them.
+public final class GuestEffects {
+    public let machine: any ControllableMachine
+    public private(set) var counts = EffectCounts()
+    /// Told of each effect before it happens, in order.
+    public var witnesses: [any EffectWitness] = []
+    /// How long the machine stood still for pauses of ours, in all.
+    public private(set) var pausedTime = Duration.zero
+    /// What is set now.
+    public private(set) var sites: Set<BreakpointSite> = []
+
+    public init(machine: any ControllableMachine) {
+        self.machine = machine
+    }
+
+    private func announce(_ effect: Effect) throws(HypervisorError) {
+        for witness in witnesses { try witness.willPerform(effect) }
+    }
+
+    /// Takes control of the machine, runs `body` in the stop that this costs, and lets it run on.
+    public func takeControl(_ body: () throws(HypervisorError) -> Void) throws(HypervisorError) {
+        let witness = try machine.prepareControl()
+        witnesses.append(witness)
+        let isOurs = try !machine.isStanding
+        if isOurs { try announce(.pause) }
+        let start = ContinuousClock.now
+        let stopped = try machine.openControl()
+        try finish(pause: stopped, since: start, body)
+    }
+
+    /// Runs `body` while the machine stands still, and resumes it on every path out, if this call stopped it.
+    ///
+    /// Where the machine stands already (its operator's stop, a breakpoint's), it is left standing.
+    public func withPaused<Result>(
+        _ body: () throws(HypervisorError) -> Result
+    ) throws(HypervisorError) -> Result {
+        if try machine.isStanding { return try body() }
+        try announce(.pause)
+        let start = ContinuousClock.now
+        return try finish(pause: try machine.pause(), since: start, body)
+    }
+
+    private func finish<Result>(
+        pause isOurs: Bool, since start: ContinuousClock.Instant, _ body: () throws(HypervisorError) -> Result
+    ) throws(HypervisorError) -> Result {
+        if isOurs { counts.pauses += 1 }
+        defer { if isOurs { pausedTime += .now - start } }
+        let result: Result
+        do {
+            result = try body()
+        } catch {
+            // The first error is the one to report; a failing resume is what the guardian is for.
+            if isOurs { try? resumeMachine() }
+            throw error
+        }
+        if isOurs { try resumeMachine() }
+        return result
+    }
+
+    /// Gives control back. The machine's sites must be removed before.
+    public func giveUpControl() throws(HypervisorError) {
+        try machine.closeControl()
+        witnesses.removeAll()
+        sites.removeAll()
+    }
+
+    /// Notes a stop that one of our breakpoints caused.
+    public func noteStop() { counts.breakpointStops += 1 }
+
+    /// Lets the machine run on after a stop that one of our breakpoints caused.
+    public func resumeFromStop() throws(HypervisorError) { try resumeMachine() }
+
+    private func resumeMachine() throws(HypervisorError) {
+        try announce(.resume)
+        try machine.resume()
+    }
+
+    public func insert(_ site: BreakpointSite) throws(HypervisorError) {
+        guard !sites.contains(site) else { return }
+        try announce(.insert(site))
+        try machine.insert(site)
+        sites.insert(site)
+    }
+
+    public func remove(_ site: BreakpointSite) throws(HypervisorError) {
+        guard sites.contains(site) else { return }
+        try machine.remove(site)
+        sites.remove(site)
+        // After the fact: until it is gone, the guardian must know of it.
+        try announce(.remove(site))
+    }
+
+    /// Executes the instruction that an execution breakpoint at the vCPU's RIP guards.
+    public func stepOver(_ site: BreakpointSite, on vcpu: VCPU) throws(HypervisorError) {
+        try announce(.step(vcpu))
+        try machine.remove(site)
+        counts.steps += 1
+        do {
+            try machine.step(vcpu)
+        } catch {
+            try? machine.insert(site)
+            throw error
+        }
+        try machine.insert(site)
+    }
+
+    public func setRegisters(
+        of vcpu: VCPU, from old: Registers, to new: Registers
+    ) throws(HypervisorError) {
+        try announce(.setRegisters(vcpu))
+        counts.registerWrites += 1
+        try machine.setRegisters(of: vcpu, from: old, to: new)
+    }
+
+    public func writeCode(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
+        try announce(.writeCode(address, count: bytes.count))
+        counts.codeBytesWritten += bytes.count
+        try machine.writeCode(bytes, at: address)
+    }
+
+    public func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
+        try announce(.writeData(address, count: bytes.count))
+        counts.dataBytesWritten += bytes.count
+        try machine.writeData(bytes, at: address)
+    }
+
+    /// Tells the witnesses that a handler is about to be written, or (nil) that it has been zeroed.
+    public func noteHandler(_ location: HandlerLocation?) throws(HypervisorError) { try announce(.handler(location)) }
+
+    /// Tells the witnesses that a caller is about to be sent into the handler.
+    public func noteHold(_ caller: HeldCaller) throws(HypervisorError) { try announce(.hold(caller)) }
+
+    /// Tells the witnesses that a caller came out of the handler.
+    public func noteRelease(slot: Int) throws(HypervisorError) { try announce(.release(slot: slot)) }
+
+    /// Removes everything that would stop the machine.
+    public func removeAllSites() throws(HypervisorError) {
+        for site in sites { try remove(site) }
+    }
+}

@@ -1,0 +1,104 @@
+import GuestMemory
+import X86
+
+/// A point in time that a wait ends at. Of the host's monotonic clock.
+public typealias Deadline = ContinuousClock.Instant
+
+/// What tells one machine from another.
+public struct MachineIdentity: Equatable, Sendable {
+    /// The machine's name, where it has one.
+    public var name: String?
+    /// The machine's UUID, where it is not all zeroes.
+    public var uuid: String?
+    /// The hypervisor process's id, where it runs on this host.
+    public var processID: Int32?
+    /// The hypervisor's name and version.
+    public var hypervisor: String
+
+    public init(name: String?, uuid: String?, processID: Int32?, hypervisor: String) {
+        self.name = name
+        self.uuid = uuid
+        self.processID = processID
+        self.hypervisor = hypervisor
+    }
+}
+
+/// A machine that can be observed: its memory, its run state, what happens to it as a whole.
+///
+/// Nothing in this protocol stops or changes the guest.
+public protocol VirtualMachine: AnyObject {
+    var identity: MachineIdentity { get }
+
+    /// The guest's RAM. Reads go straight to it.
+    var memory: PhysicalMemory { get }
+
+    /// How `memory` reaches the guest's RAM, for people.
+    var memoryAccess: String { get }
+
+    func runState() throws(HypervisorError) -> RunState
+
+    /// Translation and system tables of each vCPU, in the vCPUs' order, without stopping the guest.
+    func processorTables() throws(HypervisorError) -> [ProcessorTables]
+
+    /// Waits for the next event, until `deadline` at the latest; nil when that passed.
+    func nextEvent(until deadline: Deadline) throws(HypervisorError) -> MachineEvent?
+}
+
+/// A place of interest that a machine can be told to stop at.
+public enum BreakpointSite: Hashable, Sendable {
+    /// Before the instruction at this address executes, in every address space.
+    case execution(GuestVirtualAddress)
+    /// After any access to one of `length` (1, 2, 4 or 8) bytes at this address.
+    case access(GuestVirtualAddress, length: Int)
+}
+
+/// A machine that can be controlled: stopped, changed, resumed.
+///
+/// The engine does not call this directly: everything that changes a guest goes through `GuestEffects`.
+public protocol ControllableMachine: VirtualMachine {
+    /// How many sites can be set at once. Under KVM these are the four debug registers; what has more
+    /// says four too, so that the same rules hold everywhere.
+    var breakpointCapacity: Int { get }
+
+    /// Opens the connections that control will need, without touching the guest.
+    /// - Returns: whoever must be told of each effect before it happens.
+    /// - Throws: `debuggerBusy`, `unsupported`.
+    func prepareControl() throws(HypervisorError) -> any EffectWitness
+
+    /// Takes control. Until then the machine is only observed.
+    /// - Returns: whether this stopped a running machine, which `resume` starts again.
+    func openControl() throws(HypervisorError) -> Bool
+
+    /// Gives control back and leaves the run state as it is. Sites must be removed before.
+    func closeControl() throws(HypervisorError)
+
+    /// The number of vCPUs; known once control was opened.
+    var vcpuCount: Int { get }
+
+    /// No vCPU executes: a stop of ours, its operator's, or a state in which none does.
+    var isStanding: Bool { get throws(HypervisorError) }
+
+    /// Stops a running machine.
+    /// - Returns: whether this call stopped it. If not, a breakpoint was faster, and its stop is the next event.
+    func pause() throws(HypervisorError) -> Bool
+
+    /// Starts the machine after a stop of ours.
+    func resume() throws(HypervisorError)
+
+    func registers(of vcpu: VCPU) throws(HypervisorError) -> Registers
+
+    /// Writes those general registers, RIP and RFLAGS of `new` that differ from `old`.
+    func setRegisters(of vcpu: VCPU, from old: Registers, to new: Registers) throws(HypervisorError)
+
+    /// Executes one instruction on one vCPU of a stopped machine while the others stand.
+    func step(_ vcpu: VCPU) throws(HypervisorError)
+
+    func insert(_ site: BreakpointSite) throws(HypervisorError)
+    func remove(_ site: BreakpointSite) throws(HypervisorError)
+
+    /// Writes bytes that the guest may execute. The machine stands still.
+    func writeCode(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError)
+
+    /// Writes bytes that the guest only reads as data. The machine may run.
+    func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError)
+}

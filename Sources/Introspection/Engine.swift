@@ -1,0 +1,261 @@
+import Detours
+import HypervisorInterface
+import PowerTransitions
+import Synchronization
+import WindowsGuest
+import X86
+
+/// What the engine is to do.
+public struct EngineOptions {
+    /// How long to wait for a kernel that is not there yet.
+    public var wait = Duration.seconds(60)
+    /// How long something that runs and is no Windows is given to become one: a boot loader may.
+    public var patienceWithStrangers = Duration.seconds(5)
+    public var patterns: [FunctionPatterns] = []
+    public var guardOptions = PowerGuardOptions()
+
+    public init() {}
+}
+
+/// The engine: owns what is known of one guest, takes one event at a time, and calls the floors below.
+///
+/// Synchronous and single-threaded: an event comes in, effects go out. It runs until the machine ends or
+/// somebody interrupts its wait.
+public final class Engine {
+    /// How often a guest without a kernel is looked at. Nothing tells when a kernel has come up.
+    static let surveyInterval = Duration.milliseconds(50)
+    /// How long held callers may take to come out of the handler when Vigil leaves.
+    static let leavingTimeout = Duration.seconds(2)
+
+    private let machine: any ControllableMachine
+    private let effects: GuestEffects
+    private let options: EngineOptions
+    private let report: (EngineEvent) -> Void
+    private var powerGuard: PowerGuard?
+    private var debugRegisters: DebugRegisterTable
+    private var hasControl = false
+    /// Of earlier boots in this session.
+    private var earlierCalls = CallCounts()
+    private var lastRequest = 0
+    private let publishedCalls = Mutex(CallCounts())
+
+    /// The power function's calls so far, over all boots of this session. Safe to read from any thread: a
+    /// guest that runs on after a call finds it counted.
+    public var calls: CallCounts { publishedCalls.withLock { $0 } }
+
+    public init(_ machine: any ControllableMachine, options: EngineOptions, report: @escaping (EngineEvent) -> Void) {
+        self.machine = machine
+        self.options = options
+        self.report = report
+        effects = GuestEffects(machine: machine)
+        debugRegisters = DebugRegisterTable(effects)
+    }
+
+    /// Attaches to the guest and stays until the machine ends or the wait is interrupted.
+    ///
+    /// However it ends, nothing of Vigil is left in the guest; where this throws and could not clean up any
+    /// more, the guardian does.
+    public func run() throws(EngineError) {
+        do throws(EngineError) {
+            try stay()
+        } catch {
+            // Whatever went wrong, leave in good order if that still can be done.
+            if error.hypervisorError == nil || hasControl { try? leave(.asked, quietly: true) }
+            throw error
+        }
+    }
+
+    private enum Turn { case goOn, end(Detachment.Reason) }
+
+    private func stay() throws(EngineError) {
+        var giveUpAt: Deadline? = ContinuousClock.now + options.wait
+        while true {
+            if powerGuard == nil {
+                if case .end(let reason) = try attach(giveUpAt: giveUpAt) { return try leave(reason, quietly: false) }
+                // After a reset the same guest comes up again, however long its operator lets it take.
+                giveUpAt = nil
+            }
+            let due = try detour { () throws(DetourError) in try powerGuard?.tick() }
+            let deadline = min(due ?? .now + .seconds(1), .now + .seconds(1))
+            if let event = try host({ () throws(HypervisorError) in try machine.nextEvent(until: deadline) }),
+                case .end(let reason) = try handle(event)
+            {
+                return try leave(reason, quietly: false)
+            }
+        }
+    }
+
+    // MARK: Attaching
+
+    /// Waits for a kernel, and arms it.
+    private func attach(giveUpAt: Deadline?) throws(EngineError) -> Turn {
+        var lastReason: String?
+        var strangerSince: Deadline?
+        while true {
+            do throws(EngineError) {
+                try arm(GuestSurvey(machine, patterns: options.patterns))
+                return .goOn
+            } catch {
+                guard case .discovery(let problem) = error else { throw error }
+                let time = ContinuousClock.now
+                if problem.canBeRetried {
+                    strangerSince = nil
+                } else {
+                    strangerSince = strangerSince ?? time
+                    if giveUpAt != nil, let since = strangerSince, time - since > options.patienceWithStrangers {
+                        throw error
+                    }
+                }
+                if let giveUpAt, time >= giveUpAt { throw error }
+                if lastReason != problem.description {
+                    lastReason = problem.description
+                    report(.waiting(reason: problem.description))
+                }
+            }
+            let next = ContinuousClock.now + Self.surveyInterval
+            while let event = try host({ () throws(HypervisorError) in try machine.nextEvent(until: next) }) {
+                if case .end(let reason) = try handle(event) { return .end(reason) }
+            }
+        }
+    }
+
+    private func arm(_ survey: GuestSurvey) throws(EngineError) {
+        let found = try host { () throws(HypervisorError) in try machine.runState() }
+        let slack = try? survey.slack.get().address
+        let function = PatchlessDetour(
+            entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
+            memory: survey.kernel.memory, slack: slack, means: survey.means)
+        var failure: DetourError?
+        let armFunction = { () throws(HypervisorError) in
+            do throws(DetourError) { try function.arm() } catch { failure = error }
+        }
+        if hasControl {
+            try host { () throws(HypervisorError) in try effects.withPaused(armFunction) }
+        } else {
+            try host { () throws(HypervisorError) in try effects.takeControl(armFunction) }
+            hasControl = true
+        }
+        if let failure { throw .detour(failure) }
+
+        powerGuard = PowerGuard(
+            detour: function, callers: CallerReader(kernel: survey.kernel, offsets: survey.offsets),
+            reentryIsProved: survey.reentryIsProved, options: options.guardOptions, lastID: lastRequest,
+            report: { [report] in report(.power($0)) })
+        report(
+            .attached(
+                Attachment(
+                    machine: machine.identity, kernel: survey.kernel.identity, powerFunction: survey.powerFunction,
+                    mechanism: "patchless: an execution breakpoint on the function's entry",
+                    memoryAccess: machine.memoryAccess, runState: found, paused: effects.pausedTime)))
+    }
+
+    // MARK: Events
+
+    private func handle(_ event: MachineEvent) throws(EngineError) -> Turn {
+        switch event {
+        case .stop: try handleStop()
+        case .host(let event): try handle(event)
+        case .interrupted: return .end(.asked)
+        case .gone(let reason):
+            powerGuard?.machineEnded()
+            return .end(.machineEnded(reason))
+        }
+        return .goOn
+    }
+
+    /// At a stop every vCPU is looked at: several can have arrived at once.
+    private func handleStop() throws(EngineError) {
+        effects.noteStop()
+        if let powerGuard {
+            for index in 0..<machine.vcpuCount {
+                let vcpu = VCPU(index)
+                let registers = try host { () throws(HypervisorError) in try machine.registers(of: vcpu) }
+                try detour { () throws(DetourError) in
+                    if registers.rip == powerGuard.detour.entry.rawValue {
+                        try powerGuard.handlePowerStateChange(vcpu, registers)
+                    } else {
+                        try powerGuard.handleAccess(vcpu, registers)
+                    }
+                }
+            }
+        }
+        publishCalls()
+        try host { () throws(HypervisorError) in try effects.resumeFromStop() }
+    }
+
+    private func publishCalls() {
+        let total = powerGuard.map { earlierCalls + $0.counts } ?? earlierCalls
+        publishedCalls.withLock { $0 = total }
+    }
+
+    private func handle(_ event: HostEvent) throws(EngineError) {
+        guard let current = powerGuard else { return }
+        current.handle(event)
+        guard case .reset = event else { return }
+        // Breakpoints outlive a reset, and would stop whatever comes up at those addresses.
+        try forget(current)
+    }
+
+    private func forget(_ current: PowerGuard) throws(EngineError) {
+        var failure: DetourError?
+        try host { () throws(HypervisorError) in
+            try effects.withPaused { () throws(HypervisorError) in
+                do throws(DetourError) { try current.forgetEverything() } catch { failure = error }
+            }
+        }
+        if let failure { throw .detour(failure) }
+        addCalls(of: current)
+        powerGuard = nil
+    }
+
+    private func addCalls(of current: PowerGuard) {
+        earlierCalls = earlierCalls + current.counts
+        lastRequest = current.lastRequest
+    }
+
+    // MARK: Leaving
+
+    private func leave(_ reason: Detachment.Reason, quietly: Bool) throws(EngineError) {
+        var callersLeft = 0
+        if hasControl, case .asked = reason {
+            if let current = powerGuard { callersLeft = try letCallersOut(current) }
+            var failure: HypervisorError?
+            try host { () throws(HypervisorError) in
+                try effects.withPaused { () throws(HypervisorError) in
+                    do throws(HypervisorError) { try effects.removeAllSites() } catch { failure = error }
+                }
+            }
+            if let failure { throw .hypervisor(failure) }
+        }
+        if hasControl {
+            hasControl = false
+            try host { () throws(HypervisorError) in try effects.giveUpControl() }
+        }
+        let open = powerGuard?.openTransitions ?? 0
+        if let current = powerGuard { addCalls(of: current) }
+        powerGuard = nil
+        if quietly { return }
+        report(
+            .detached(
+                Detachment(
+                    reason: reason, calls: earlierCalls, effects: effects.counts, callersLeft: callersLeft,
+                    openTransitions: open)))
+    }
+
+    /// Releases held callers and waits until they have come out of the handler.
+    /// - Returns: how many have not: the guest stands, or its waiting threads do not get to run.
+    private func letCallersOut(_ current: PowerGuard) throws(EngineError) -> Int {
+        try detour { () throws(DetourError) in try current.releaseAll() }
+        let deadline = ContinuousClock.now + Self.leavingTimeout
+        while current.heldCallers > 0 && ContinuousClock.now < deadline {
+            guard try host({ () throws(HypervisorError) in try machine.runState() }).isRunning else { break }
+            switch try host({ () throws(HypervisorError) in try machine.nextEvent(until: deadline) }) {
+            case .stop: try handleStop()
+            case .host(let event): current.handle(event)
+            case .gone, nil: return current.heldCallers
+            case .interrupted: break
+            }
+        }
+        return current.heldCallers
+    }
+}

@@ -1,0 +1,43 @@
+import HypervisorInterface
+import PowerTransitions
+import WindowsGuest
+
+/// What the engine reports, in the order in which it happens.
+public enum EngineEvent {
+    /// The guest's kernel is not there yet, and why.
+    case waiting(reason: String)
+    case attached(Attachment)
+    case power(PowerEvent)
+    case detached(Detachment)
+}
+
+/// What was found and armed.
+public struct Attachment: Sendable {
+    public var machine: MachineIdentity
+    public var kernel: KernelIdentity
+    public var powerFunction: PowerFunction
+    /// What intercepts the power function.
+    public var mechanism: String
+    public var memoryAccess: String
+    public var runState: RunState
+    /// How long the guest stood still for it.
+    public var paused: Duration
+}
+
+/// How the engine left.
+public struct Detachment: Sendable {
+    public enum Reason: Equatable, Sendable {
+        /// Whoever embeds the engine asked for it.
+        case asked
+        /// The machine's process ended.
+        case machineEnded(String)
+    }
+
+    public var reason: Reason
+    public var calls: CallCounts
+    public var effects: EffectCounts
+    /// Callers that could not leave the handler before Vigil did; they leave it when the guest runs.
+    public var callersLeft: Int
+    /// Requests whose outcome was not seen.
+    public var openTransitions: Int
+}

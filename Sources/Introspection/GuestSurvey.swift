@@ -1,0 +1,54 @@
+import Detours
+import GuestMemory
+import HypervisorInterface
+import PowerTransitions
+import WindowsGuest
+
+/// What can be known of a guest's kernel without stopping the guest: all that arming needs.
+public struct GuestSurvey {
+    public let kernel: WindowsKernel
+    public let offsets: KernelOffsets
+    public let powerFunction: PowerFunction
+    public let reentry: ReentryProof.Verdict
+    /// Where the handler would be written; or why nowhere.
+    public let slack: Result<KernelSlack, DiscoveryError>
+    public let means: WaitingMeans
+
+    /// Looks at a guest, which may be running.
+    /// - Throws: the first thing that is missing; `canBeRetried` says whether it may come.
+    public init(
+        _ machine: any VirtualMachine, patterns: [FunctionPatterns]
+    ) throws(EngineError) {
+        let tables: [ProcessorTables]
+        do throws(HypervisorError) {
+            tables = try machine.processorTables()
+        } catch {
+            throw .hypervisor(error)
+        }
+        do throws(DiscoveryError) {
+            kernel = try KernelLocator(physical: machine.memory).locate(among: tables)
+            offsets = try KernelOffsets(of: kernel)
+            let processes = try ProcessList(of: kernel, offsets: offsets).processes()
+            powerFunction = try PowerFunctionLocator(of: kernel, processes: processes, patterns: patterns).locate()
+            if let number = powerFunction.number, let table = try? ServiceTable(of: kernel) {
+                reentry = ReentryProof(of: kernel, serviceTable: table).examine(powerFunction.address, number: number)
+            } else {
+                reentry = .undecided("its system-call number is not known")
+            }
+            do throws(DiscoveryError) {
+                slack = .success(try KernelSlack.find(DetourHandler.length, in: kernel))
+            } catch {
+                slack = .failure(error)
+            }
+            let hasTime = (try? SharedUserData(of: kernel).unbiasedInterruptTime()) != nil
+            means = WaitingMeans(
+                delayFunction: try? kernel.export("KeDelayExecutionThread"),
+                sharedData: hasTime ? SharedUserData.address : nil)
+        } catch {
+            throw .discovery(error)
+        }
+    }
+
+    /// A user-mode call of the power function is known to call it again from kernel mode.
+    public var reentryIsProved: Bool { if case .proved = reentry { true } else { false } }
+}

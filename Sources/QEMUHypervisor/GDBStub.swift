@@ -1,0 +1,265 @@
+import GuestMemory
+import HypervisorInterface
+import X86
+
+/// A connection to QEMU's gdbstub.
+///
+/// What makes this stub different from a debugger's usual peer: any byte it receives while the guest
+/// runs stops the guest and is swallowed. So nothing is sent to a running guest but the one byte that
+/// asks for a stop, replies are never acknowledged (the `$` of the next packet does that), and each
+/// change between running and standing is kept account of here.
+final class GDBStub {
+    /// How long the stub may take for a packet. It answers from QEMU's main loop.
+    static let answerTimeout = Duration.seconds(10)
+
+    let socket: Socket
+    let pulse: Pulse
+    /// The vCPUs stand, as far as this connection knows: the stub reported a stop, or never a start.
+    private(set) var isStanding = false
+    /// How often this connection stopped and started the machine and QEMU has not yet said so by QMP.
+    var stopsToBeReported = 0
+    var startsToBeReported = 0
+    private(set) var description: TargetDescription?
+    private var input: [UInt8] = []
+    private var stopReplies: [GDBStopReply] = []
+
+    init(socket: Socket, pulse: Pulse) {
+        self.socket = socket
+        self.pulse = pulse
+    }
+
+    // MARK: Packets
+
+    private func receivePacket(until deadline: Deadline, for purpose: String) throws(HypervisorError) -> [UInt8] {
+        while true {
+            if let packet = GDBPacket.take(from: &input) { return packet }
+            if socket.atEnd { throw .gone("QEMU closed the debug connection: it ended") }
+            guard ContinuousClock.now < deadline else { throw .timedOut(waitingFor: purpose) }
+            _ = try pulse.waitForInput([socket.descriptor], until: deadline)
+            socket.drain(into: &input)
+        }
+    }
+
+    /// Sends a packet to a machine that stands and returns the reply.
+    func transact(_ packet: String) throws(HypervisorError) -> [UInt8] {
+        let deadline = ContinuousClock.now + Self.answerTimeout
+        try socket.write(GDBPacket.frame(packet))
+        while true {
+            let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer \"\(packet.prefix(40))\"")
+            guard let stop = GDBStopReply(reply) else { return reply }
+            // The machine ran when our packet arrived (it woke by itself, or its operator started it):
+            // the packet stopped it and was swallowed. Send it again; the stop is ours.
+            if stop == .interrupted {
+                isStanding = true
+                stopsToBeReported += 1
+                try socket.write(GDBPacket.frame(packet))
+            } else {
+                stopReplies.append(stop)
+            }
+        }
+    }
+
+    private func expectOK(_ packet: String) throws(HypervisorError) {
+        let reply = try transact(packet)
+        guard reply == Array("OK".utf8) else {
+            throw .commandFailed(command: packet, reason: "the gdbstub said \"\(String(decoding: reply, as: UTF8.self))\"")
+        }
+    }
+
+    // MARK: Running and standing
+
+    /// Takes the stop reply that a new connection to a running machine gets, and reads the description.
+    func open(wasRunning: Bool) throws(HypervisorError) {
+        if wasRunning {
+            try awaitStop(for: "QEMU's gdbstub to greet")
+            stopsToBeReported += 1
+        }
+        isStanding = true
+        try readDescription()
+    }
+
+    /// Makes `setRegisters` possible: the stub takes `P` only after its description was read.
+    func readDescription() throws(HypervisorError) {
+        do {
+            description = try TargetDescription { annex in try self.readAnnex(annex) }
+        } catch let error as HypervisorError {
+            throw error
+        } catch {
+            throw .unexpectedAnswer("a target description that cannot be read")
+        }
+    }
+
+    /// After a dead client: discards what is still on its way, so that replies match questions again.
+    /// - Returns: whether a stop reply was among it.
+    func resynchronise() throws(HypervisorError) {
+        let deadline = ContinuousClock.now + Self.answerTimeout
+        // Only this question has an answer that begins with "vCont".
+        try socket.write(GDBPacket.frame("vCont?"))
+        while true {
+            let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer its new client")
+            if reply.starts(with: "vCont".utf8) { break }
+            if GDBStopReply(reply) == .interrupted {
+                // The question itself stopped a running machine and was swallowed, or the dead client's
+                // last interrupt was still unread: asking once more is right in both cases.
+                try socket.write(GDBPacket.frame("vCont?"))
+            }
+        }
+        // Where one question too many was asked, its answer is still on its way: a different question,
+        // and everything before its answer is discarded.
+        try socket.write(GDBPacket.frame("qAttached"))
+        while true {
+            let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer its new client")
+            if !reply.starts(with: "vCont".utf8) && GDBStopReply(reply) == nil { break }
+        }
+        isStanding = true
+    }
+
+    private func readAnnex(_ annex: String) throws(HypervisorError) -> [UInt8] {
+        var content: [UInt8] = []
+        while content.count < 1 << 20 {
+            let offset = String(content.count, radix: 16)
+            let reply = try transact("qXfer:features:read:\(annex):\(offset),ffb")
+            guard let kind = reply.first, kind == UInt8(ascii: "m") || kind == UInt8(ascii: "l") else {
+                throw .unexpectedAnswer("no target description from the gdbstub")
+            }
+            content += reply.dropFirst()
+            if kind == UInt8(ascii: "l") || reply.count == 1 { break }
+        }
+        return content
+    }
+
+    /// Stops a running machine.
+    /// - Returns: whether the machine stands because of this call; otherwise it had stopped by itself, and
+    ///   its stop reply waits to be taken.
+    func interrupt() throws(HypervisorError) -> Bool {
+        try socket.write([0x03])
+        let deadline = ContinuousClock.now + Self.answerTimeout
+        let reply = try receivePacket(until: deadline, for: "the machine to stop")
+        guard let stop = GDBStopReply(reply) else {
+            throw .unexpectedAnswer("\"\(String(decoding: reply, as: UTF8.self))\" for an interrupt")
+        }
+        isStanding = true
+        stopsToBeReported += 1
+        if stop == .interrupted { return true }
+        stopReplies.append(stop)
+        return false
+    }
+
+    /// Lets the machine run.
+    func resume() throws(HypervisorError) {
+        isStanding = false
+        startsToBeReported += 1
+        try socket.write(GDBPacket.frame("c"))
+    }
+
+    /// Executes one instruction on a thread while the others stand.
+    func step(thread: Int) throws(HypervisorError) {
+        isStanding = false
+        startsToBeReported += 1
+        // Never "s" or "vCont;s:…;c": both let the other vCPUs run past breakpoints.
+        try socket.write(GDBPacket.frame("vCont;s:\(String(thread, radix: 16))"))
+        try awaitStop(for: "a single step to end")
+        stopsToBeReported += 1
+    }
+
+    private func awaitStop(for purpose: String) throws(HypervisorError) {
+        let deadline = ContinuousClock.now + Self.answerTimeout
+        while true {
+            let reply = try receivePacket(until: deadline, for: purpose)
+            if GDBStopReply(reply) != nil {
+                isStanding = true
+                return
+            }
+        }
+    }
+
+    /// The machine's operator started it: nothing of ours did.
+    func noteStartedByOthers() { isStanding = false }
+
+    /// Takes what has arrived, and returns the oldest stop reply that nobody has taken.
+    func takeStop() throws(HypervisorError) -> GDBStopReply? {
+        socket.drain(into: &input)
+        while let packet = GDBPacket.take(from: &input) {
+            guard let stop = GDBStopReply(packet) else { continue }
+            if !isStanding {
+                isStanding = true
+                // A stop that we did not ask for is QEMU's to report as its operator's.
+                if case .trap = stop { stopsToBeReported += 1 }
+            }
+            stopReplies.append(stop)
+        }
+        if stopReplies.isEmpty {
+            if socket.atEnd { throw .gone("QEMU closed the debug connection: it ended") }
+            return nil
+        }
+        return stopReplies.removeFirst()
+    }
+
+    // MARK: Registers, memory, breakpoints
+
+    func threadCount() throws(HypervisorError) -> Int {
+        var count = 0
+        var reply = try transact("qfThreadInfo")
+        while reply.first == UInt8(ascii: "m") {
+            count += reply.split(separator: UInt8(ascii: ",")).count
+            reply = try transact("qsThreadInfo")
+        }
+        guard count > 0 else { throw .unexpectedAnswer("a machine without vCPUs") }
+        return count
+    }
+
+    func selectThread(_ thread: Int) throws(HypervisorError) { try expectOK("Hg\(String(thread, radix: 16))") }
+
+    func readRegisters() throws(HypervisorError) -> [UInt8] {
+        let reply = try transact("g")
+        guard let bytes = GDBPacket.bytes(fromHex: reply) else {
+            throw .unexpectedAnswer("registers that are no hexadecimal digits")
+        }
+        return bytes
+    }
+
+    func writeRegister(number: Int, value: UInt64, size: Int) throws(HypervisorError) {
+        let bytes = (0..<min(size, 8)).map { UInt8(truncatingIfNeeded: value >> (8 * UInt64($0))) }
+        try expectOK("P\(String(number, radix: 16))=\(String(decoding: GDBPacket.hex(bytes), as: UTF8.self))")
+    }
+
+    /// Writes RAM by physical address, so that neither page tables nor the vCPU's address space matter.
+    /// Under TCG this is also the only write that reaches code which is already translated.
+    func writePhysical(_ bytes: [UInt8], at address: UInt64) throws(HypervisorError) {
+        try expectOK("Qqemu.PhyMemMode:1")
+        var result: HypervisorError?
+        do {
+            // The stub's packet buffer is 4 KiB; two digits a byte and the header must fit.
+            var done = 0
+            while done < bytes.count {
+                let part = bytes[done..<min(done + 1024, bytes.count)]
+                let text = String(decoding: GDBPacket.hex(part), as: UTF8.self)
+                let place = String(address &+ UInt64(done), radix: 16)
+                try expectOK("M\(place),\(String(part.count, radix: 16)):\(text)")
+                done += part.count
+            }
+        } catch {
+            result = error
+        }
+        try expectOK("Qqemu.PhyMemMode:0")
+        if let result { throw result }
+    }
+
+    private func packet(_ verb: String, _ site: BreakpointSite) -> String {
+        switch site {
+        case .execution(let address): "\(verb)1,\(String(address.rawValue, radix: 16)),1"
+        case .access(let address, let length):
+            "\(verb)4,\(String(address.rawValue, radix: 16)),\(String(length, radix: 16))"
+        }
+    }
+
+    func insert(_ site: BreakpointSite) throws(HypervisorError) { try expectOK(packet("Z", site)) }
+
+    /// Removes a site. One that is not set (a dead client's last word may not have arrived) is no error.
+    func remove(_ site: BreakpointSite) throws(HypervisorError) {
+        let reply = try transact(packet("z", site))
+        guard reply == Array("OK".utf8) || reply == Array("E22".utf8) else {
+            throw .commandFailed(command: "removing a breakpoint", reason: String(decoding: reply, as: UTF8.self))
+        }
+    }
+}

@@ -1,0 +1,138 @@
+import GuestMemory
+import HypervisorInterface
+import X86
+
+/// What Vigil tells its guardian, one message a datagram.
+///
+/// Both ends are the same executable, so registers travel as they lie in memory.
+enum GuardianMessage: Equatable {
+    case beat
+    case pause
+    case resume
+    case insert(BreakpointSite)
+    case remove(BreakpointSite)
+    case handler(HandlerLocation?)
+    case hold(HeldCaller)
+    case release(slot: Int)
+    /// Vigil leaves in good order.
+    case farewell
+}
+
+extension GuardianMessage {
+    /// The message for an effect, or nil for one that the guardian has no use for.
+    init?(_ effect: Effect) {
+        switch effect {
+        case .pause, .step: self = .pause
+        case .resume: self = .resume
+        case .insert(let site): self = .insert(site)
+        case .remove(let site): self = .remove(site)
+        case .handler(let location): self = .handler(location)
+        case .hold(let caller): self = .hold(caller)
+        case .release(let slot): self = .release(slot: slot)
+        case .setRegisters, .writeCode, .writeData: return nil
+        }
+    }
+
+    private enum Kind: UInt64 {
+        case beat = 1, pause, resume, insert, remove, handler, hold, release, farewell
+    }
+
+    /// The longest message, in bytes.
+    static let maximumLength = 1024
+
+    var bytes: [UInt8] {
+        var words: [UInt64]
+        var tail: [UInt8] = []
+        switch self {
+        case .beat: words = [Kind.beat.rawValue]
+        case .pause: words = [Kind.pause.rawValue]
+        case .resume: words = [Kind.resume.rawValue]
+        case .insert(let site): words = [Kind.insert.rawValue] + Self.words(site)
+        case .remove(let site): words = [Kind.remove.rawValue] + Self.words(site)
+        case .handler(nil): words = [Kind.handler.rawValue]
+        case .handler(let location?):
+            words = [
+                Kind.handler.rawValue, location.entry.rawValue, location.address.rawValue,
+                location.physical.rawValue, UInt64(location.length), UInt64(location.waitOffset),
+            ]
+        case .hold(let caller):
+            words = [Kind.hold.rawValue, UInt64(caller.slot)]
+            tail = withUnsafeBytes(of: caller.registers) { Array($0) }
+        case .release(let slot): words = [Kind.release.rawValue, UInt64(slot)]
+        case .farewell: words = [Kind.farewell.rawValue]
+        }
+        return words.flatMap { word in withUnsafeBytes(of: word) { Array($0) } } + tail
+    }
+
+    private static func words(_ site: BreakpointSite) -> [UInt64] {
+        switch site {
+        case .execution(let address): [0, address.rawValue]
+        case .access(let address, let length): [UInt64(length), address.rawValue]
+        }
+    }
+
+    init?(bytes: [UInt8]) {
+        func word(_ index: Int) -> UInt64? {
+            guard bytes.count >= 8 * (index + 1) else { return nil }
+            return bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 8 * index, as: UInt64.self) }
+        }
+        func int(_ index: Int) -> Int? { word(index).flatMap { Int(exactly: $0) } }
+        func site() -> BreakpointSite? {
+            guard let length = int(1), let address = word(2).map(GuestVirtualAddress.init) else { return nil }
+            return length == 0 ? .execution(address) : .access(address, length: length)
+        }
+        guard let kind = word(0).flatMap(Kind.init) else { return nil }
+        switch kind {
+        case .beat: self = .beat
+        case .pause: self = .pause
+        case .resume: self = .resume
+        case .insert:
+            guard let site = site() else { return nil }
+            self = .insert(site)
+        case .remove:
+            guard let site = site() else { return nil }
+            self = .remove(site)
+        case .handler:
+            guard let entry = word(1), let address = word(2), let physical = word(3), let length = int(4),
+                let waitOffset = int(5)
+            else {
+                self = .handler(nil)
+                return
+            }
+            self = .handler(
+                HandlerLocation(
+                    entry: GuestVirtualAddress(entry), address: GuestVirtualAddress(address),
+                    physical: GuestPhysicalAddress(physical), length: length, waitOffset: waitOffset))
+        case .hold:
+            guard let slot = int(1), bytes.count == 16 + MemoryLayout<Registers>.size else { return nil }
+            let registers = bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 16, as: Registers.self) }
+            self = .hold(HeldCaller(slot: slot, registers: registers))
+        case .release:
+            guard let slot = int(1) else { return nil }
+            self = .release(slot: slot)
+        case .farewell: self = .farewell
+        }
+    }
+}
+
+/// What the guardian knows to be in force: the sum of what it was told.
+struct GuardedState: Equatable {
+    var sites: Set<BreakpointSite> = []
+    var handler: HandlerLocation?
+    var held: [Int: Registers] = [:]
+    /// A stop without a breakpoint is Vigil's own, if the machine stands.
+    var stopIsOurs = false
+
+    mutating func apply(_ message: GuardianMessage) {
+        switch message {
+        case .pause: stopIsOurs = true
+        case .resume: stopIsOurs = false
+        case .insert(let site): sites.insert(site)
+        case .remove(let site): sites.remove(site)
+        case .handler(let location): handler = location
+        case .hold(let caller): held[caller.slot] = caller.registers
+        case .release(let slot): held[slot] = nil
+        case .beat, .farewell: break
+        }
+    }
+}

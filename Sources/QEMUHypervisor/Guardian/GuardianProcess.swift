@@ -1,0 +1,105 @@
+import Glibc
+import HypervisorInterface
+
+/// The guardian: a process that outlives Vigil and takes everything back when Vigil dies.
+///
+/// It holds duplicates of Vigil's connections, so that no waiting client slips in between, and acts when
+/// the channel from Vigil closes (death) or falls silent (stopped, or stuck).
+public enum GuardianProcess {
+    /// How long Vigil may give no sign of life.
+    public static let patience = Duration.milliseconds(600)
+
+    /// Runs the guardian on the descriptors it inherited.
+    /// - Returns: the process's exit code.
+    public static func run() -> Int32 {
+        signal(SIGPIPE, SIG_IGN)
+        // A terminal's signals are not for the guardian, whose end would leave the guest unguarded.
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] { signal(number, SIG_IGN) }
+        let channel = GuardianLink.Inherited.channel
+        let parent = getppid()
+        var word = GuardianLink.Word.ready
+        guard send(channel, &word, 1, Int32(MSG_NOSIGNAL)) == 1 else { return 1 }
+
+        var state = GuardedState()
+        switch watch(channel, &state) {
+        case .farewell:
+            return 0
+        case .died:
+            return act(state, because: "Vigil (pid \(parent)) died")
+        case .silent:
+            // Whatever it does next, it must not do it while two hold the connections.
+            let fence = Fence(parent)
+            let result = act(state, because: "Vigil (pid \(parent)) gave no sign of life")
+            word = GuardianLink.Word.tookOver
+            _ = send(channel, &word, 1, Int32(MSG_NOSIGNAL))
+            shutdown(GuardianLink.Inherited.debug, Int32(SHUT_RDWR))
+            shutdown(GuardianLink.Inherited.qmp, Int32(SHUT_RDWR))
+            fence.lift()
+            return result
+        }
+    }
+
+    private enum End { case farewell, died, silent }
+
+    /// Takes messages until there is reason to act, or none to stay.
+    private static func watch(_ channel: Int32, _ state: inout GuardedState) -> End {
+        var buffer = [UInt8](repeating: 0, count: GuardianMessage.maximumLength)
+        while true {
+            guard Socket.waitForInput([channel], until: ContinuousClock.now + patience)[0] else { return .silent }
+            let count = recv(channel, &buffer, buffer.count, 0)
+            if count < 0 && errno == EINTR { continue }
+            guard count > 0 else { return .died }
+            guard let message = GuardianMessage(bytes: Array(buffer[..<count])) else { continue }
+            if message == .farewell { return .farewell }
+            state.apply(message)
+        }
+    }
+
+    private static func act(_ state: GuardedState, because reason: String) -> Int32 {
+        let start = ContinuousClock.now
+        let report: String
+        var code: Int32 = 0
+        do {
+            let recovery = GuardianRecovery(
+                state: state, qmp: dup(GuardianLink.Inherited.qmp), debug: dup(GuardianLink.Inherited.debug))
+            report = try recovery.run()
+        } catch {
+            report = "the guest could not be released: \(error)"
+            code = 1
+        }
+        let (seconds, attoseconds) = (ContinuousClock.now - start).components
+        let milliseconds = seconds * 1000 + attoseconds / 1_000_000_000_000_000
+        let line = "vigil guardian: \(reason); \(report) (\(milliseconds) ms)\n"
+        _ = write(2, line, line.utf8.count)
+        return code
+    }
+
+    /// Keeps a silent Vigil from acting while the guardian does.
+    private struct Fence {
+        let parent: pid_t
+        private let wasStopped: Bool
+
+        init(_ parent: pid_t) {
+            self.parent = parent
+            wasStopped = Self.state(of: parent) == "T"
+            // Only while it is still our parent: a dead one's number may be another process's.
+            guard !wasStopped, getppid() == parent, kill(parent, SIGSTOP) == 0 else { return }
+            while getppid() == parent, let state = Self.state(of: parent), state != "T", state != "Z" { usleep(200) }
+        }
+
+        func lift() {
+            if !wasStopped && getppid() == parent { kill(parent, SIGCONT) }
+        }
+
+        /// The state letter of a process (proc(5)).
+        private static func state(of pid: pid_t) -> Character? {
+            guard let file = fopen("/proc/\(pid)/stat", "r") else { return nil }
+            defer { fclose(file) }
+            var line = [UInt8](repeating: 0, count: 512)
+            let count = fread(&line, 1, line.count, file)
+            // The name, in parentheses, may hold anything: the state follows the last one.
+            guard let close = line[..<count].lastIndex(of: UInt8(ascii: ")")), close + 2 < count else { return nil }
+            return Character(UnicodeScalar(line[close + 2]))
+        }
+    }
+}

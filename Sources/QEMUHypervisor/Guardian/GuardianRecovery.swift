@@ -1,0 +1,116 @@
+import HypervisorInterface
+import X86
+
+/// Takes what a dead Vigil left in force out of a guest, and leaves the run state to its operator.
+struct GuardianRecovery {
+    /// How long held callers may take to come out of the handler.
+    static let drainTimeout = Duration.milliseconds(600)
+
+    private let state: GuardedState
+    private let qmp: QMPClient
+    private let stub: GDBStub
+
+    init(state: GuardedState, qmp: Int32, debug: Int32) {
+        self.state = state
+        let pulse = Pulse()
+        self.qmp = QMPClient(
+            socket: Socket(descriptor: qmp, peer: "QEMU's QMP socket"), pulse: pulse, idPrefix: "guardian")
+        stub = GDBStub(socket: Socket(descriptor: debug, peer: "QEMU's gdbstub"), pulse: pulse)
+    }
+
+    /// - Returns: what was done, for people.
+    func run() throws(HypervisorError) -> String {
+        // A stub that was never started takes no packets, and nothing can be in force then.
+        let nothing = state.sites.isEmpty && state.handler == nil && !state.stopIsOurs
+        if nothing {
+            QEMUMachine.removeDebugConnection(qmp)
+            return "nothing was armed"
+        }
+        let found = try QEMUMachine.runState(qmp)
+        let shallRun: Bool
+        switch found {
+        case .running, .stoppedByDebugger: shallRun = true
+        case .paused: shallRun = state.stopIsOurs
+        default: shallRun = false
+        }
+        try stub.resynchronise()
+        let left = try emptyHandler(shallRun: shallRun)
+        for site in state.sites { try removeWholly(site) }
+        // Asked again: it may have gone to sleep, or off, meanwhile.
+        switch try QEMUMachine.runState(qmp) {
+        case .paused, .stoppedByDebugger: if shallRun { try stub.resume() }
+        default: break
+        }
+        QEMUMachine.removeDebugConnection(qmp)
+        var report = "\(state.sites.count) breakpoints removed, \(state.held.count) callers released"
+        if let left { report += "; \(left)" }
+        return report
+    }
+
+    /// Sites may be set twice where Vigil died between two steps: QEMU counts them.
+    private func removeWholly(_ site: BreakpointSite) throws(HypervisorError) {
+        try stub.remove(site)
+        try stub.remove(site)
+    }
+
+    /// Lets every held caller out of the handler and zeroes it.
+    /// - Returns: what could not be done, for people.
+    private func emptyHandler(shallRun: Bool) throws(HypervisorError) -> String? {
+        guard let handler = state.handler else { return nil }
+        try stub.readDescription()
+        let threads = try stub.threadCount()
+        var inside = state.held
+
+        /// Forgets callers that stand at the function's entry: not yet sent into the handler, or back from it.
+        func noteArrivals() throws(HypervisorError) {
+            guard let description = stub.description else { return }
+            for thread in 1...threads {
+                try stub.selectThread(thread)
+                let registers = try RegisterCodec(description).decode(try stub.readRegisters())
+                guard registers.rip == handler.entry.rawValue else { continue }
+                for (slot, held) in inside where held.rsp == registers.rsp { inside[slot] = nil }
+            }
+        }
+
+        try noteArrivals()
+        if !inside.isEmpty {
+            for slot in inside.keys {
+                try stub.writePhysical([0], at: handler.physical.rawValue &+ UInt64(handler.waitOffset + slot))
+            }
+            guard shallRun else { return "the guest does not run, so \(inside.count) callers leave the handler when it does" }
+            let entry = BreakpointSite.execution(handler.entry)
+            try removeWholly(entry)
+            try stub.insert(entry)
+            let deadline = ContinuousClock.now + Self.drainTimeout
+            while !inside.isEmpty && ContinuousClock.now < deadline {
+                try letRun(past: entry, until: deadline)
+                try noteArrivals()
+            }
+            try removeWholly(entry)
+        }
+        guard inside.isEmpty else { return "\(inside.count) callers are on their way out of the handler, which stays" }
+        try stub.writePhysical([UInt8](repeating: 0, count: handler.length), at: handler.physical.rawValue)
+        return nil
+    }
+
+    /// Lets the guest run from where it stands until it reaches a site again.
+    private func letRun(past entry: BreakpointSite, until deadline: Deadline) throws(HypervisorError) {
+        // A vCPU that stands at the entry would stop there again at once.
+        guard let description = stub.description else { return }
+        for thread in 1...(try stub.threadCount()) {
+            try stub.selectThread(thread)
+            let registers = try RegisterCodec(description).decode(try stub.readRegisters())
+            if case .execution(let address) = entry, registers.rip == address.rawValue {
+                try stub.remove(entry)
+                try stub.step(thread: thread)
+                try stub.insert(entry)
+            }
+        }
+        try stub.resume()
+        while ContinuousClock.now < deadline {
+            if try stub.takeStop() != nil { return }
+            _ = Socket.waitForInput([stub.socket.descriptor], until: deadline)
+        }
+        if try stub.takeStop() == nil { _ = try stub.interrupt() }
+    }
+}

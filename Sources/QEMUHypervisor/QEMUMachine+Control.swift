@@ -1,0 +1,191 @@
+import Glibc
+import GuestMemory
+import HypervisorInterface
+import X86
+
+/// The names under which Vigil's debug connection is known in QEMU.
+enum DebugConnection {
+    static let chardev = "vigil-gdb"
+    static let passedDescriptor = "vigil-gdb-fd"
+}
+
+extension QEMUMachine: ControllableMachine {
+    /// A debug register each under KVM; TCG has no limit, but the same rules hold there.
+    public var breakpointCapacity: Int { 4 }
+
+    private func control() throws(HypervisorError) -> GDBStub {
+        guard let stub else { throw .unsupported("the guest is observed, not controlled: control was not taken") }
+        return stub
+    }
+
+    public var isStanding: Bool {
+        get throws(HypervisorError) {
+            if let stub, stub.isStanding, !isStoppedByOperator { return true }
+            return try !runState().isRunning
+        }
+    }
+
+    /// The label of the debug connection that this QEMU already has, if it has one.
+    public func debuggerInPlace() throws(HypervisorError) -> String? {
+        let list = try qmp.execute("query-chardev").array ?? []
+        let labels = list.compactMap { $0["label"]?.string }
+        return labels.first { $0 == "gdb" || $0 == DebugConnection.chardev }
+    }
+
+    public func prepareControl() throws(HypervisorError) -> any EffectWitness {
+        if let label = try debuggerInPlace() { throw .debuggerBusy(label: label) }
+        guard let guardianCommand else {
+            throw .unsupported("no guardian: without the process that outlives Vigil, nothing is armed")
+        }
+        let socket = try isLocal ? passDescriptor() : listenOnLoopback()
+        let stub = GDBStub(socket: socket, pulse: pulse)
+        do {
+            let link = try GuardianLink(
+                command: guardianCommand, qmp: qmp.socket.descriptor, debug: socket.descriptor)
+            guardian = link
+            pulse.beat = { () throws(HypervisorError) in try link.beat() }
+            self.stub = stub
+            return link
+        } catch {
+            removeDebugConnection()
+            throw error
+        }
+    }
+
+    /// Hands QEMU one end of a socket pair.
+    private func passDescriptor() throws(HypervisorError) -> Socket {
+        var pair: [Int32] = [-1, -1]
+        guard socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &pair) == 0 else {
+            throw .unsupported("cannot make a socket pair: \(String(cString: strerror(errno)))")
+        }
+        let ours = Socket(descriptor: pair[0], peer: "QEMU's gdbstub")
+        defer { close(pair[1]) }
+        try qmp.execute("getfd", ["fdname": .string(DebugConnection.passedDescriptor)], passing: pair[1])
+        try qmp.execute(
+            "chardev-add",
+            [
+                "id": .string(DebugConnection.chardev),
+                "backend": [
+                    "type": "socket",
+                    "data": [
+                        "addr": ["type": "fd", "data": ["str": .string(DebugConnection.passedDescriptor)]],
+                        "server": false,
+                    ],
+                ],
+            ])
+        return ours
+    }
+
+    /// Over TCP no descriptor can be passed: a port on QEMU's loopback, chosen by its kernel.
+    private func listenOnLoopback() throws(HypervisorError) -> Socket {
+        try qmp.execute(
+            "chardev-add",
+            [
+                "id": .string(DebugConnection.chardev),
+                "backend": [
+                    "type": "socket",
+                    "data": [
+                        "addr": ["type": "inet", "data": ["host": "127.0.0.1", "port": "0"]],
+                        "server": true, "wait": false, "nodelay": true,
+                    ],
+                ],
+            ])
+        do throws(HypervisorError) {
+            let list = try qmp.execute("query-chardev").array ?? []
+            let entry = list.first { $0["label"]?.string == DebugConnection.chardev }
+            // "disconnected:tcp:127.0.0.1:40123,server=on"
+            guard let name = entry?["filename"]?.string, let colon = name.lastIndex(of: ":"),
+                let port = UInt16(name[name.index(after: colon)...].prefix { $0.isNumber })
+            else { throw .unexpectedAnswer("no port for the debug connection") }
+            return try QEMUTarget.tcp(host: "127.0.0.1", port: String(port)).connect()
+        } catch {
+            removeDebugConnection()
+            throw error
+        }
+    }
+
+    public func openControl() throws(HypervisorError) -> Bool {
+        let stub = try control()
+        let wasRunning = try runState().isRunning
+        try qmp.monitor("gdbserver chardev:\(DebugConnection.chardev)")
+        try stub.open(wasRunning: wasRunning)
+        vcpuCount = try stub.threadCount()
+        return wasRunning
+    }
+
+    public func closeControl() throws(HypervisorError) {
+        guard stub != nil else { return }
+        removeDebugConnection()
+        stub = nil
+        guardian?.dismiss()
+        guardian = nil
+        pulse.beat = { () throws(HypervisorError) in }
+    }
+
+    /// Ends the gdbstub without a detach packet, which would start a suspended or paused guest.
+    private func removeDebugConnection() { QEMUMachine.removeDebugConnection(qmp) }
+
+    static func removeDebugConnection(_ qmp: QMPClient) {
+        _ = try? qmp.monitor("gdbserver none")
+        _ = try? qmp.execute("chardev-remove", ["id": .string(DebugConnection.chardev)])
+        _ = try? qmp.execute("closefd", ["fdname": .string(DebugConnection.passedDescriptor)])
+    }
+
+    public func pause() throws(HypervisorError) -> Bool { try control().interrupt() }
+
+    public func resume() throws(HypervisorError) {
+        // A guest that went to sleep while it stood must not be started: nothing would wake it.
+        try qmp.takeInput()
+        if qmp.events.last(where: { $0.name == "SUSPEND" || $0.name == "WAKEUP" })?.name == "SUSPEND" { return }
+        try control().resume()
+    }
+
+    private func select(_ vcpu: VCPU) throws(HypervisorError) {
+        let thread = vcpu.index + 1
+        if selectedThread != thread {
+            try control().selectThread(thread)
+            selectedThread = thread
+        }
+    }
+
+    public func registers(of vcpu: VCPU) throws(HypervisorError) -> Registers {
+        try select(vcpu)
+        let stub = try control()
+        guard let description = stub.description else { throw .unexpectedAnswer("registers without a description") }
+        return try RegisterCodec(description).decode(try stub.readRegisters())
+    }
+
+    public func setRegisters(
+        of vcpu: VCPU, from old: Registers, to new: Registers
+    ) throws(HypervisorError) {
+        try select(vcpu)
+        let stub = try control()
+        guard let description = stub.description else { throw .unexpectedAnswer("registers without a description") }
+        for change in RegisterCodec(description).changes(from: old, to: new) {
+            try stub.writeRegister(number: change.number, value: change.value, size: change.size)
+        }
+    }
+
+    public func step(_ vcpu: VCPU) throws(HypervisorError) {
+        selectedThread = nil
+        try control().step(thread: vcpu.index + 1)
+    }
+
+    public func insert(_ site: BreakpointSite) throws(HypervisorError) { try control().insert(site) }
+
+    public func remove(_ site: BreakpointSite) throws(HypervisorError) { try control().remove(site) }
+
+    public func writeCode(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
+        try control().writePhysical(bytes, at: address.rawValue)
+    }
+
+    public func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
+        if try ram.write(bytes, at: address) { return }
+        let stub = try control()
+        if stub.isStanding { return try stub.writePhysical(bytes, at: address.rawValue) }
+        // No way to the RAM but the stub, which serves a standing machine only.
+        let ours = try runState().isRunning ? stub.interrupt() : false
+        try stub.writePhysical(bytes, at: address.rawValue)
+        if ours { try resume() }
+    }
+}

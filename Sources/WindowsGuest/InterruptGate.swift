@@ -1,0 +1,43 @@
+import GuestMemory
+
+/// One gate of an interrupt descriptor table in long mode. Intel SDM volume 3, 6.14.1.
+public struct InterruptGate: Hashable, Sendable {
+    public enum Kind: UInt8, Hashable, Sendable {
+        case interrupt = 0xe
+        case trap = 0xf
+    }
+
+    /// Where the vector's handler starts.
+    public var handler: GuestVirtualAddress
+    public var selector: UInt16
+    public var kind: Kind
+    /// The least privileged level that may reach it with INT n.
+    public var privilegeLevel: UInt8
+
+    /// - Returns: nil where the 16 bytes are no gate that an interrupt could go through: absent, of another
+    ///   type, with bits set that must be zero, or without a code segment.
+    public init?(low: UInt64, high: UInt64) {
+        guard low & (1 << 47) != 0, low & (1 << 44) == 0, let kind = Kind(rawValue: UInt8(low >> 40 & 15)) else {
+            return nil
+        }
+        // Bits 37 to 35 of the first half and 12 to 8 of the second's upper part must be zero.
+        guard low & 0x38_0000_0000 == 0, high & 0x1f00_0000_0000 == 0 else { return nil }
+        selector = UInt16(truncatingIfNeeded: low >> 16)
+        guard selector & ~3 != 0 else { return nil }
+        handler = GuestVirtualAddress(low & 0xffff | (low >> 48) << 16 | (high & 0xffff_ffff) << 32)
+        self.kind = kind
+        privilegeLevel = UInt8(low >> 45 & 3)
+    }
+
+    /// Reads the gate of a vector.
+    /// - Returns: nil where the table is too short for the vector, or what is there is no usable gate.
+    public static func read(
+        vector: UInt8, idtBase: GuestVirtualAddress, idtLimit: UInt32, in memory: some TranslatedMemory
+    ) throws(MemoryError) -> Self? {
+        let offset = UInt64(vector) * 16
+        guard offset + 15 <= UInt64(idtLimit) else { return nil }
+        return Self(
+            low: try memory.load(UInt64.self, at: idtBase + offset),
+            high: try memory.load(UInt64.self, at: idtBase + offset + 8))
+    }
+}

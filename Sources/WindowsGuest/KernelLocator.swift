@@ -1,0 +1,160 @@
+import GuestMemory
+import HypervisorInterface
+import X86
+
+/// Finds a Windows kernel from what a vCPU's system registers say.
+///
+/// The handlers of a few exceptions lie in the kernel's image. From there a search goes back page by page
+/// for a PE header whose image holds the handlers and calls itself `ntoskrnl.exe`.
+public struct KernelLocator {
+    /// How far back from a handler an image's start is looked for, in bytes. Kernels of current Windows 11
+    /// builds are under 20 MiB.
+    public static let maximumDistance: UInt64 = 64 << 20
+
+    /// #DE, #DB, #BP, #UD, #GP, #PF: handled by the kernel itself in every Windows.
+    static let vectors: [UInt8] = [14, 3, 0, 13, 6, 1]
+
+    let physical: PhysicalMemory
+
+    public init(physical: PhysicalMemory) { self.physical = physical }
+
+    /// The kernel that one of several vCPUs leads to; the most telling error where none does.
+    public func locate(among tables: [ProcessorTables]) throws(DiscoveryError) -> WindowsKernel {
+        var errors: [DiscoveryError] = []
+        for entry in tables {
+            do throws(DiscoveryError) {
+                return try locate(entry)
+            } catch {
+                errors.append(error)
+            }
+        }
+        // A vCPU that has not been started, or stands in user mode, says less than one in a kernel.
+        let worth: (DiscoveryError) -> Int = { error in
+            switch error {
+            case .pagingOff: 0
+            case .notLongMode: 1
+            case .stillBooting: 2
+            case .notVisible: 3
+            default: 4
+            }
+        }
+        throw errors.max { worth($0) < worth($1) } ?? .noKernel("the guest has no vCPU")
+    }
+
+    /// The kernel that a vCPU's system registers lead to.
+    /// - Throws: `pagingOff`, `notLongMode`, `stillBooting` before there is a kernel; `notVisible` where the
+    ///   address space hides it; `noKernel` where what is there is no Windows.
+    public func locate(_ tables: ProcessorTables) throws(DiscoveryError) -> WindowsKernel {
+        guard tables.control.pagingEnabled else { throw .pagingOff }
+        guard tables.control.longModeActive else { throw .notLongMode }
+        let memory = KernelMemory(VirtualMemory(physical: physical, space: AddressSpace(tables.control)))
+        let handlers = try handlers(tables, in: memory)
+
+        var hidden: GuestVirtualAddress?
+        var rejected: DiscoveryError?
+        for handler in handlers {
+            switch try image(before: handler, handlers: handlers, in: memory) {
+            case .found(let image, let exports):
+                return try WindowsKernel(image: image, exports: exports, seenFrom: memory)
+            case .hidden(let address): hidden = hidden ?? address
+            case .rejected(let error): rejected = rejected ?? error
+            case .none: break
+            }
+        }
+        if let rejected { throw rejected }
+        if let hidden { throw .notVisible(hidden) }
+        throw .noKernel("no image holds the interrupt handlers, \(handlers[0]) among them")
+    }
+
+    /// The handlers of the vectors that the kernel always handles, checked to be the kernel's own.
+    private func handlers(
+        _ tables: ProcessorTables, in memory: KernelMemory
+    ) throws(DiscoveryError) -> [GuestVirtualAddress] {
+        var handlers: [GuestVirtualAddress] = []
+        for vector in Self.vectors {
+            let gate = try reading("the interrupt table at \(tables.idtBase)") { () throws(MemoryError) in
+                try InterruptGate.read(
+                    vector: vector, idtBase: tables.idtBase, idtLimit: tables.idtLimit, in: memory)
+            }
+            if let gate { handlers.append(gate.handler) }
+        }
+        guard handlers.count >= 2 else {
+            throw .stillBooting("the interrupt table at \(tables.idtBase) has no usable gates")
+        }
+        if handlers.contains(where: { $0.rawValue >> 63 == 0 }) {
+            throw .stillBooting("interrupts are handled below the kernel's addresses, by firmware or a boot loader")
+        }
+        if let foreign = handlers.first(where: { !memory.pagingMode.isCanonical($0) }) {
+            throw .malformed("an interrupt gate leads to \(foreign)", at: tables.idtBase)
+        }
+        // Linux maps its text at -2 GiB to -1 GiB (kernel documentation, x86_64/mm); Windows never does.
+        let linuxText: Range<UInt64> = 0xffff_ffff_8000_0000..<0xffff_ffff_c000_0000
+        if let linux = handlers.first(where: { linuxText.contains($0.rawValue) }) {
+            throw .noKernel("the interrupt handler at \(linux) is where Linux has its kernel")
+        }
+        return handlers
+    }
+
+    private enum Search {
+        case found(PEImage, ExportTable)
+        /// Pages before the handler are absent, and no image's header is among the others.
+        case hidden(GuestVirtualAddress)
+        /// An image holds the handlers, but it is not the kernel, or not readable now.
+        case rejected(DiscoveryError)
+        case none
+    }
+
+    private func image(
+        before handler: GuestVirtualAddress, handlers: [GuestVirtualAddress], in memory: KernelMemory
+    ) throws(DiscoveryError) -> Search {
+        var page = handler.page
+        let lowest = handler.page.rawValue &- Self.maximumDistance
+        var hidden = false
+        var rejected: DiscoveryError?
+        while page.rawValue >= lowest, page.rawValue >> 63 == 1 {
+            do throws(MemoryError) {
+                if try memory.load(UInt16.self, at: page) == 0x5a4d {
+                    switch candidate(at: page, holding: handler, handlers: handlers, in: memory) {
+                    case .found(let image, let exports): return .found(image, exports)
+                    case .rejected(let error): rejected = rejected ?? error
+                    case .hidden, .none: break
+                    }
+                }
+                page = page - 4096
+            } catch .notPresent(_, _, let level) {
+                // A whole table's worth is absent: go on before it.
+                hidden = true
+                let span = UInt64(4096) << (9 * UInt64(max(level, 1) - 1))
+                page = GuestVirtualAddress((page.rawValue & ~(span - 1)) &- 4096)
+            } catch {
+                // Garbage in a page table hides the page, too.
+                hidden = true
+                page = page - 4096
+            }
+        }
+        if let rejected { return .rejected(rejected) }
+        return hidden ? .hidden(handler) : .none
+    }
+
+    /// Judges a page that starts like an image.
+    private func candidate(
+        at page: GuestVirtualAddress, holding handler: GuestVirtualAddress,
+        handlers: [GuestVirtualAddress], in memory: KernelMemory
+    ) -> Search {
+        guard let image = try? PEImage(at: page, in: memory), image.contains(handler) else { return .none }
+        do throws(DiscoveryError) {
+            // A debugger or a security product may have taken a vector, not most of them.
+            guard handlers.count(where: { image.contains($0) }) * 2 > handlers.count else { return .none }
+            let exports = try ExportTable(of: image, in: memory)
+            guard exports.moduleName == "ntoskrnl.exe" else {
+                return .rejected(.noKernel("the image at \(page) calls itself \"\(exports.moduleName)\""))
+            }
+            for name in ["NtBuildNumber", "PsInitialSystemProcess"] {
+                _ = try exports.address(of: name)
+            }
+            return .found(image, exports)
+        } catch {
+            return .rejected(error)
+        }
+    }
+}

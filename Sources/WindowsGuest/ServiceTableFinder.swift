@@ -1,0 +1,201 @@
+import GuestMemory
+import X86
+
+/// Finds the system-service table, which is not exported on x64.
+///
+/// The dispatcher (KiSystemServiceRepeat) loads both descriptor tables one after the other:
+/// `4C 8D 15 rel32` lea r10, [KeServiceDescriptorTable]; `4C 8D 1D rel32` lea r11, [KeServiceDescriptorTableShadow].
+/// An exported Zw stub leads there; where it does not, the kernel's code is searched for that pair.
+struct ServiceTableFinder {
+    /// Exported in all kernels since Windows 7, and small: their stubs are tried in this order.
+    static let stubNames = ["ZwClose", "ZwQuerySystemInformation", "ZwCreateFile", "ZwOpenProcess", "ZwSetEvent"]
+    /// From a stub to the pair there are about forty instructions.
+    static let maximumInstructions = 256
+    /// Names that are compared; a forged export directory must not make this long.
+    static let maximumPairs = 512
+
+    let kernel: WindowsKernel
+    let reader: CodeReader
+
+    init(_ kernel: WindowsKernel) {
+        self.kernel = kernel
+        reader = CodeReader(kernel.memory)
+    }
+
+    func find() throws(DiscoveryError) -> ServiceTable {
+        var failure: DiscoveryError?
+        let stub = exportedStub(failure: &failure)
+        var descriptor: GuestVirtualAddress?
+        var source = ServiceTable.Source.stub
+        if let stub {
+            do throws(DiscoveryError) {
+                descriptor = try follow(from: stub.serviceEntry)
+            } catch {
+                failure = failure ?? error
+            }
+        }
+        if descriptor == nil {
+            source = .scan
+            descriptor = try scan(after: failure)
+        }
+        guard let descriptor else { throw failure ?? .notFound("the system-service table") }
+        return try check(descriptor, serviceEntry: stub?.serviceEntry, source: source)
+    }
+
+    private func exportedStub(failure: inout DiscoveryError?) -> SystemCallStub.Kernel? {
+        for name in Self.stubNames {
+            do throws(DiscoveryError) {
+                let address = try kernel.export(name)
+                let stub = try reading(name) { () throws(MemoryError) in
+                    try SystemCallStub.kernel(at: address, reader: reader)
+                }
+                if let stub, kernel.image.isExecutable(stub.serviceEntry) { return stub }
+                failure = failure ?? .unexpectedCode(function: name, at: address, "it is no system-service stub")
+            } catch {
+                failure = failure ?? error
+            }
+        }
+        return nil
+    }
+
+    /// Follows the dispatcher's straight path until it loads the two descriptor tables.
+    private func follow(from start: GuestVirtualAddress) throws(DiscoveryError) -> GuestVirtualAddress? {
+        var address = start
+        var r10: UInt64?
+        var r11: UInt64?
+        for _ in 0..<Self.maximumInstructions {
+            let next = address
+            guard kernel.image.isExecutable(next) else { return nil }
+            let decoded = try reading("the system-call dispatcher at \(next)") { () throws(MemoryError) in
+                try reader.instruction(at: next)
+            }
+            guard let instruction = decoded else { return nil }
+            if instruction.mnemonic == .lea, let target = instruction.operands[1].memory?.absoluteAddress {
+                if instruction.destination == .r10 {
+                    r10 = target
+                    r11 = nil
+                } else if instruction.destination == .r11 {
+                    r11 = target
+                    if let r10 { return GuestVirtualAddress(r10) }
+                }
+            }
+            if instruction.isUnconditionalJump {
+                if let target = instruction.relativeTarget {
+                    address = GuestVirtualAddress(target)
+                } else if instruction.operands[0].register == .r11, let r11 {
+                    address = GuestVirtualAddress(r11)
+                } else {
+                    return nil
+                }
+                continue
+            }
+            guard instruction.fallsThrough else { return nil }
+            address = GuestVirtualAddress(instruction.nextAddress)
+        }
+        return nil
+    }
+
+    /// Searches all code for the pair and the TEST (F7) that follows it.
+    private func scan(after failure: DiscoveryError?) throws(DiscoveryError) -> GuestVirtualAddress? {
+        let any = BytePattern.wildcard
+        let elements: [UInt16] = [
+            0x4c, 0x8d, 0x15, any, any, any, any, 0x4c, 0x8d, 0x1d, any, any, any, any, 0xf7,
+        ]
+        guard let pattern = try? BytePattern(elements) else { return nil }
+        var found: [GuestVirtualAddress] = []
+        var gap: MemoryError?
+        for section in kernel.image.sections where section.isExecutable && !section.isDiscardable {
+            let code = try kernel.code(of: section)
+            gap = gap ?? code.gaps.first?.error
+            for offset in pattern.matches(in: code) {
+                guard let distance = code.load(Int32.self, at: offset + 3) else { continue }
+                let target = code.address + UInt64(offset + 7) + UInt64(bitPattern: Int64(distance))
+                if kernel.image.contains(target), !found.contains(target) { found.append(target) }
+            }
+        }
+        if found.count > 1 { throw .ambiguous("the system-service descriptor table", candidates: found) }
+        if found.isEmpty, let gap { throw DiscoveryError(gap, reading: "the system-call dispatcher") }
+        if found.isEmpty, let failure { throw failure }
+        return found.first
+    }
+
+    /// A descriptor is believed if its table lies in the kernel and exported services lead where they must.
+    private func check(
+        _ descriptor: GuestVirtualAddress, serviceEntry: GuestVirtualAddress?, source: ServiceTable.Source
+    ) throws(DiscoveryError) -> ServiceTable {
+        // KSERVICE_TABLE_DESCRIPTOR: Base, Count, Limit, Number.
+        let (base, limit) = try reading("the service descriptor at \(descriptor)") { () throws(MemoryError) in
+            (try kernel.memory.pointer(at: descriptor), try kernel.memory.load(UInt32.self, at: descriptor + 16))
+        }
+        guard base.rawValue & 3 == 0, ServiceTable.plausibleLimits.contains(limit),
+            kernel.image.contains(base), kernel.image.contains(base + UInt64(limit) * 4 - 1)
+        else {
+            throw base.rawValue == 0
+                ? .stillBooting("the system-service table is not set up yet")
+                : .malformed("a service table at \(base) with \(limit) entries", at: descriptor)
+        }
+        var table = ServiceTable(
+            descriptor: descriptor, base: base, limit: limit, serviceEntry: serviceEntry, source: source,
+            confirmations: [], contradictions: [])
+        compare(&table)
+        guard !table.confirmations.isEmpty, table.contradictions.count < table.confirmations.count else {
+            throw .malformed(
+                "no exported system service is where the table says (\(table.contradictions.count) contradict)",
+                at: base)
+        }
+        return table
+    }
+
+    /// For each name exported both as Zw and Nt: the stub's number must lead to the function.
+    private func compare(_ table: inout ServiceTable) {
+        let names = kernel.exports.exports.keys.filter { $0.hasPrefix("Zw") }.sorted().prefix(Self.maximumPairs)
+        for name in names {
+            let service = "Nt" + name.dropFirst(2)
+            guard let stubAddress = try? kernel.export(name), let function = try? kernel.export(service),
+                let stub = try? SystemCallStub.kernel(at: stubAddress, reader: reader),
+                table.serviceEntry == nil || stub.serviceEntry == table.serviceEntry,
+                let listed = try? table.function(stub.number, in: kernel)
+            else { continue }
+            if listed == function {
+                table.confirmations.append(service)
+            } else {
+                table.contradictions.append(service)
+            }
+        }
+    }
+}
+
+extension ServiceTable {
+    /// Finds and checks the kernel's table.
+    /// - Throws: `notYet` where code or table are not resident; `ambiguous`; `malformed`; `unexpectedCode`.
+    public init(of kernel: WindowsKernel) throws(DiscoveryError) {
+        self = try ServiceTableFinder(kernel).find()
+    }
+
+    /// The kernel's own Zw stub with this number, exported or not, where its page is resident.
+    ///
+    /// It confirms a number that was read elsewhere; without a name it is no way of its own.
+    /// - Returns: all places with the stub's shape, its number, and a jump to the known service entry.
+    public func kernelStubs(number: UInt32, in kernel: WindowsKernel) throws(DiscoveryError) -> [GuestVirtualAddress] {
+        guard let serviceEntry else { return [] }
+        let reader = CodeReader(kernel.memory)
+        let any = BytePattern.wildcard
+        let bytes = (0..<4).map { UInt16(truncatingIfNeeded: number >> (8 * $0)) & 0xff }
+        guard let pattern = try? BytePattern([0xb8] + bytes + [0xe9, any, any, any, any]) else { return [] }
+        // mov rax, rsp; cli; sub rsp, 16; push rax; pushfq; push 16; lea rax, [..]; push rax.
+        let distance: UInt64 = 20
+        var found: [GuestVirtualAddress] = []
+        for section in kernel.image.sections where section.isExecutable && !section.isDiscardable {
+            let code = try kernel.code(of: section)
+            for offset in pattern.matches(in: code) where offset >= Int(distance) {
+                let start = code.address + UInt64(offset) - distance
+                if let stub = try? SystemCallStub.kernel(at: start, reader: reader), stub.number == number,
+                    stub.serviceEntry == serviceEntry
+                {
+                    found.append(start)
+                }
+            }
+        }
+        return found
+    }
+}

@@ -1,0 +1,89 @@
+import ArgumentParser
+import Foundation
+import HypervisorInterface
+import Introspection
+import PowerTransitions
+import QEMUHypervisor
+import WindowsGuest
+
+struct Attach: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Attach to a running guest and report its power transitions until it ends, or until Ctrl-C.",
+        discussion: """
+            Nothing in the guest is changed while Vigil merely watches. A guest that is still in its firmware, or \
+            booting, is waited for. On Ctrl-C, on an error, and even when Vigil is killed, everything is taken \
+            back and the guest runs on as before.
+            """)
+
+    @Argument(help: Target.help) var target: Target
+    @OptionGroup var discovery: DiscoveryOptions
+    @Option(
+        help: ArgumentHelp(
+            "Hold the caller of each transition for so many milliseconds before it takes effect (10000 at most).",
+            valueName: "milliseconds"))
+    var hold: Int?
+    @Option(help: "How to report: text for people, json for scripts (one object a line).")
+    var format: OutputFormat = .text
+
+    func validate() throws {
+        if let hold, hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
+    }
+
+    mutating func run() throws {
+        InterruptSignals.install()
+        let renderer = EventRenderer(format)
+        var options = try discovery.engineOptions()
+        options.guardOptions = PowerGuardOptions(hold: hold.map { .milliseconds($0) })
+        try Failure.reporting {
+            let machine = try target.connect()
+            machine.wakeDescriptor = InterruptSignals.readEnd
+            try Engine(machine, options: options, report: renderer.render).run()
+        }
+    }
+}
+
+/// What commands that look for a kernel share.
+struct DiscoveryOptions: ParsableArguments {
+    @Option(help: ArgumentHelp("How long to wait for a guest that is still booting.", valueName: "seconds"))
+    var wait: Int?
+    @Option(
+        help: ArgumentHelp(
+            "Byte patterns of kernel functions, as a second way of finding them: a CAMI YAML file, or a folder of them.",
+            valueName: "path"))
+    var patterns: String?
+
+    func validate() throws {
+        if let wait, wait < 0 { throw ValidationError("--wait takes a number of seconds.") }
+    }
+
+    func engineOptions() throws -> EngineOptions {
+        var options = EngineOptions()
+        if let wait { options.wait = .seconds(wait) }
+        if let patterns {
+            do {
+                options.patterns = try FunctionPatterns.load(path: patterns)
+            } catch {
+                throw ValidationError("\(error)")
+            }
+        }
+        return options
+    }
+}
+
+/// Turns errors into one sentence on standard error and an exit code of their own.
+enum Failure {
+    static func reporting(_ body: () throws -> Void) throws {
+        do {
+            try body()
+        } catch let error as EngineError {
+            throw exit(error.description, VigilExit(error))
+        } catch let error as HypervisorError {
+            throw exit(error.description, VigilExit(error))
+        }
+    }
+
+    static func exit(_ sentence: String, _ code: VigilExit) -> ExitCode {
+        FileHandle.standardError.write(Data("vigil: \(sentence)\n".utf8))
+        return code.exitCode
+    }
+}

@@ -1,0 +1,223 @@
+import Foundation
+import HypervisorInterface
+import Introspection
+import PowerTransitions
+
+/// Writes the engine's events to standard output, for people or for scripts.
+final class EventRenderer {
+    private let format: OutputFormat
+    private let start = ContinuousClock.now
+    /// Shown before each line of text.
+    var prefix = ""
+    /// Sees each event before it is written.
+    var observer: ((EngineEvent) -> Void)?
+
+    init(_ format: OutputFormat) { self.format = format }
+
+    func render(_ event: EngineEvent) {
+        observer?(event)
+        switch format {
+        case .text: print(line: TextRendering.lines(event).map { time + prefix + $0 }.joined(separator: "\n"))
+        case .json: print(line: JSONRendering.line(event).text)
+        }
+    }
+
+    /// Writes a line that is no event; in JSON nothing.
+    func note(_ text: String) { if format == .text { print(line: time + prefix + text) } }
+
+    func print(line: String) {
+        FileHandle.standardOutput.write(Data((line + "\n").utf8))
+    }
+
+    private var time: String {
+        let seconds = Double((ContinuousClock.now - start).microseconds) / 1_000_000
+        return String(format: "%8.3f  ", seconds)
+    }
+}
+
+/// Events as JSON lines. Names and members are an interface: `Documentation/events.md`.
+enum JSONRendering {
+    static func line(_ event: EngineEvent) -> JSONLine {
+        switch event {
+        case .waiting(let reason):
+            var line = JSONLine(event: "waiting")
+            line.add("reason", reason)
+            return line
+        case .attached(let found): return attached(found)
+        case .power(let event): return power(event)
+        case .detached(let end): return detached(end)
+        }
+    }
+
+    private static func attached(_ found: Attachment) -> JSONLine {
+        var line = JSONLine(event: "attached")
+        line.add("kernelBase", hex(found.kernel.base.rawValue))
+        line.add("build", found.kernel.build)
+        line.add("architecture", found.kernel.architecture.rawValue)
+        line.add("powerFunction", hex(found.powerFunction.address.rawValue))
+        line.add("foundBy", found.powerFunction.foundBy.map(\.rawValue))
+        line.add("notes", found.powerFunction.notes)
+        line.add("mechanism", "patchless")
+        line.add("memory", found.memoryAccess)
+        line.add("runState", found.runState.name)
+        line.add("pausedMicroseconds", found.paused.microseconds)
+        line.add("hypervisor", found.machine.hypervisor)
+        line.add("machine", found.machine.name)
+        line.add("uuid", found.machine.uuid)
+        line.add("pid", found.machine.processID)
+        return line
+    }
+
+    private static func power(_ event: PowerEvent) -> JSONLine {
+        switch event {
+        case .transitionRequested(let id, let request, let caller):
+            var line = JSONLine(event: "transition-requested")
+            line.add("request", id.number)
+            line.add("transition", request.transition.rawValue)
+            add(request, caller, to: &line)
+            return line
+        case .requestIgnored(let request, let caller, let reason, let status):
+            var line = JSONLine(event: "request-ignored")
+            line.add("reason", reason)
+            line.add("status", status.map(ntstatus))
+            add(request, caller, to: &line)
+            return line
+        case .held(let id, let duration, let stops):
+            var line = JSONLine(event: "held")
+            line.add("request", id.number)
+            line.add("microseconds", duration.microseconds)
+            line.add("stops", stops)
+            return line
+        case .released(let id, let reason):
+            var line = JSONLine(event: "released")
+            line.add("request", id.number)
+            line.add("reason", reason.rawValue)
+            return line
+        case .notHeld(let id, let reason):
+            var line = JSONLine(event: "not-held")
+            line.add("request", id.number)
+            line.add("reason", reason)
+            return line
+        case .outcome(let id, let transition, let result, let status):
+            var line = JSONLine(event: "outcome")
+            line.add("request", id.number)
+            line.add("transition", transition.rawValue)
+            line.add("result", result.rawValue)
+            line.add("status", status.map(ntstatus))
+            return line
+        case .unannounced(let event):
+            var line = JSONLine(event: "unannounced")
+            line.add("what", event.name)
+            return line
+        }
+    }
+
+    private static func add(_ request: PowerRequest, _ caller: Caller, to line: inout JSONLine) {
+        line.add("action", request.action)
+        line.add("minimumState", request.minimumState)
+        line.add("flags", request.flags)
+        line.add("caller", CallerJSON(caller))
+    }
+
+    private struct CallerJSON: Encodable {
+        var mode: String
+        var process: String?
+        var processID: UInt64?
+        var threadID: UInt64?
+        var thread: String
+        var returnAddress: String
+
+        init(_ caller: Caller) {
+            mode = caller.mode.rawValue
+            process = caller.processName
+            processID = caller.processID
+            threadID = caller.threadID
+            thread = hex(caller.thread.rawValue)
+            returnAddress = hex(caller.returnAddress.rawValue)
+        }
+    }
+
+    private static func detached(_ end: Detachment) -> JSONLine {
+        var line = JSONLine(event: "detached")
+        switch end.reason {
+        case .asked: line.add("reason", "asked")
+        case .machineEnded: line.add("reason", "machine-ended")
+        }
+        line.add("entries", end.calls.entries)
+        line.add("returns", end.calls.returns)
+        line.add("unwatched", end.calls.unwatched)
+        line.add("breakpointStops", end.effects.breakpointStops)
+        line.add("pauses", end.effects.pauses)
+        line.add("steps", end.effects.steps)
+        line.add("callersLeft", end.callersLeft)
+        line.add("openTransitions", end.openTransitions)
+        return line
+    }
+}
+
+/// Events as text for people.
+enum TextRendering {
+    static func lines(_ event: EngineEvent) -> [String] {
+        switch event {
+        case .waiting(let reason): ["waiting: \(reason)"]
+        case .attached(let found): attached(found)
+        case .power(let event): [power(event)]
+        case .detached(let end): [detached(end)]
+        }
+    }
+
+    private static func attached(_ found: Attachment) -> [String] {
+        [
+            "attached to \(found.machine.name ?? "a guest") in \(found.machine.hypervisor): Windows kernel build "
+                + "\(found.kernel.build) (\(found.kernel.architecture.rawValue)) at \(found.kernel.base), "
+                + "guest stood still for \(found.paused.readable)",
+            "  NtSetSystemPowerState at \(found.powerFunction.address), found by "
+                + found.powerFunction.foundBy.map(\.words).joined(separator: " and ")
+                + (found.powerFunction.isConfirmed ? "" : " only"),
+        ] + found.powerFunction.notes.map { "  \($0)" } + ["  armed, \(found.mechanism); memory is \(found.memoryAccess)"]
+    }
+
+    private static func power(_ event: PowerEvent) -> String {
+        switch event {
+        case .transitionRequested(let id, let request, let caller):
+            "#\(id.number) \(request.transition.rawValue) requested by \(describe(caller)): \(describe(request))"
+        case .requestIgnored(let request, let caller, let reason, let status):
+            "ignored a call by \(describe(caller)), \(describe(request)): \(reason)"
+                + (status.map { " (\(ntstatus($0)))" } ?? "")
+        case .held(let id, let duration, let stops):
+            "#\(id.number) held the caller for \(duration.readable), \(stops) stops"
+        case .released(let id, let reason):
+            "#\(id.number) released: \(reason.words)"
+        case .notHeld(let id, let reason):
+            "#\(id.number) not held: \(reason)"
+        case .outcome(let id, let transition, let result, let status):
+            "#\(id.number) \(transition.rawValue): \(result.rawValue)" + (status.map { " (\(ntstatus($0)))" } ?? "")
+        case .unannounced(let event):
+            "unannounced: \(event.words), which no request foretold"
+        }
+    }
+
+    private static func describe(_ caller: Caller) -> String {
+        let process = caller.processName.map { "\($0) (\(caller.processID.map(String.init) ?? "?"))" } ?? "an unknown process"
+        return "\(process) in \(caller.mode.rawValue) mode"
+    }
+
+    private static func describe(_ request: PowerRequest) -> String {
+        let action = PowerAction(rawValue: request.action)?.windowsName ?? "action \(request.action)"
+        let state = SystemPowerState(rawValue: request.minimumState)?.windowsName ?? "state \(request.minimumState)"
+        return "\(action), \(state), flags \(hex(UInt64(request.flags)))"
+    }
+
+    private static func detached(_ end: Detachment) -> String {
+        let reason =
+            switch end.reason {
+            case .asked: "left the guest"
+            case .machineEnded: "the machine ended"
+            }
+        var text = "\(reason): \(end.calls.entries) calls seen, \(end.calls.returns) returns"
+        if end.callersLeft > 0 {
+            text += "; \(end.callersLeft) callers are still on their way out of the handler"
+        }
+        return text
+    }
+}

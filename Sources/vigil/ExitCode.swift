@@ -1,0 +1,59 @@
+import ArgumentParser
+import HypervisorInterface
+import Introspection
+import WindowsGuest
+
+/// What Vigil's exit status says. Documented in `Documentation/commands.md`.
+enum VigilExit: Int32, CaseIterable {
+    case success = 0
+    /// Something that none of the others names.
+    case failure = 1
+    /// The target cannot be reached.
+    case cannotConnect = 3
+    /// The QMP socket has another client.
+    case socketBusy = 4
+    /// A debugger, or another Vigil, is attached.
+    case debuggerBusy = 5
+    /// No kernel came up in time.
+    case noKernelYet = 6
+    /// The guest runs, but no Windows.
+    case notWindows = 7
+    /// The kernel is known, but something needed in it is not.
+    case notFound = 8
+    /// QEMU stopped answering, or ended, in the middle of something.
+    case machineLost = 9
+    /// The guardian took over, or was lost.
+    case guardian = 10
+    /// A program that is needed is not installed.
+    case missingProgram = 11
+    /// The demo did not see what it should have.
+    case demoFailed = 12
+
+    var exitCode: ExitCode { ExitCode(rawValue) }
+
+    init(_ error: EngineError) {
+        if let hypervisor = error.hypervisorError {
+            self.init(hypervisor)
+        } else if case .discovery(let problem) = error {
+            switch problem {
+            case .noKernel: self = .notWindows
+            case _ where problem.canBeRetried: self = .noKernelYet
+            default: self = .notFound
+            }
+        } else {
+            self = .failure
+        }
+    }
+
+    init(_ error: HypervisorError) {
+        self =
+            switch error {
+            case .cannotConnect: .cannotConnect
+            case .heldByAnotherClient: .socketBusy
+            case .debuggerBusy: .debuggerBusy
+            case .gone, .timedOut: .machineLost
+            case .takenOver, .guardianLost: .guardian
+            case .unsupported, .commandFailed, .unexpectedAnswer: .failure
+            }
+    }
+}

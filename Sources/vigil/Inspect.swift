@@ -1,0 +1,132 @@
+import ArgumentParser
+import Detours
+import HypervisorInterface
+import Introspection
+import QEMUHypervisor
+import WindowsGuest
+
+struct Inspect: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Say what kernel a guest runs, what was found in it and how, and what would be armed.",
+        discussion: """
+            Read-only: the guest is not paused, no debug connection is opened, and nothing is changed. \
+            It works on a stopped guest too.
+            """)
+
+    @Argument(help: Target.help) var target: Target
+    @OptionGroup var discovery: DiscoveryOptions
+    @Option(help: "How to report: text for people, json for scripts.") var format: OutputFormat = .text
+
+    mutating func run() throws {
+        InterruptSignals.install()
+        let options = try discovery.engineOptions()
+        try Failure.reporting {
+            let machine = try target.connect()
+            machine.wakeDescriptor = InterruptSignals.readEnd
+            // Without --wait, what is there now is what is told.
+            let survey = try survey(machine, options, until: .now + .seconds(discovery.wait ?? 0))
+            let state = try machine.runState()
+            let debugger = try machine.debuggerInPlace()
+            let report = InspectionReport(machine: machine, survey: survey, state: state, debugger: debugger)
+            EventRenderer(format).print(line: format == .json ? report.json : report.text)
+        }
+    }
+
+    /// Surveys the guest, again and again while it may still be booting.
+    private func survey(
+        _ machine: QEMUMachine, _ options: EngineOptions, until deadline: Deadline
+    ) throws -> GuestSurvey {
+        while true {
+            do throws(EngineError) {
+                return try GuestSurvey(machine, patterns: options.patterns)
+            } catch {
+                guard case .discovery(let problem) = error, problem.canBeRetried, ContinuousClock.now < deadline else {
+                    throw error
+                }
+            }
+            // Under page-table isolation a vCPU in user mode hides the kernel: soon it will not.
+            switch try machine.nextEvent(until: min(deadline, .now + .milliseconds(50))) {
+            case .gone(let reason): throw HypervisorError.gone(reason)
+            case .interrupted: throw ExitCode(VigilExit.failure.rawValue)
+            default: break
+            }
+        }
+    }
+}
+
+/// What `inspect` says.
+private struct InspectionReport {
+    let machine: QEMUMachine
+    let survey: GuestSurvey
+    let state: RunState
+    let debugger: String?
+
+    private var kernel: WindowsKernel { survey.kernel }
+
+    /// Why arming would be refused, or nil.
+    private var obstacle: String? {
+        debugger.map { "a debug connection is in place (chardev \"\($0)\")" }
+    }
+
+    private var proof: (name: String, words: String) {
+        switch survey.reentry {
+        case .proved(let path):
+            ("proved", "proved, over " + path.map(\.description).joined(separator: ", "))
+        case .notFound(let branches):
+            ("not-found", "not found (\(branches) branches could not be followed): user-mode calls count as requests")
+        case .undecided(let why):
+            ("undecided", "undecided, \(why): user-mode calls count as requests")
+        }
+    }
+
+    var text: String {
+        let function = survey.powerFunction
+        var lines = [
+            "machine      \(machine.identity.name ?? "unnamed"), \(machine.identity.hypervisor), \(state.name)"
+                + (machine.identity.processID.map { ", pid \($0)" } ?? ""),
+            "memory       \(machine.memory.size >> 20) MiB, \(machine.memoryAccess)",
+            "kernel       Windows build \(kernel.build), \(kernel.architecture.rawValue), at \(kernel.base), "
+                + "\(kernel.image.size >> 10) KiB",
+            "function     NtSetSystemPowerState at \(function.address)",
+            "  found by   " + function.foundBy.map(\.words).joined(separator: " and ")
+                + (function.isConfirmed ? ", which agree" : ": the only way"),
+        ]
+        lines += function.notes.map { "             \($0)" }
+        lines.append("  re-entry   \(proof.words)")
+        switch survey.slack {
+        case .success(let slack):
+            lines.append("handler      \(DetourHandler.length) bytes at \(slack.address), only while a caller is held")
+            lines.append("             (unused end of section \(slack.section))")
+        case .failure(let error):
+            lines.append("handler      no room: \(error); callers cannot be held")
+        }
+        lines.append(
+            "waiting      " + (survey.means.delayFunction.map { "KeDelayExecutionThread at \($0)" } ?? "a pause loop")
+                + (survey.means.sharedData == nil ? ", no lease: the guest's clock cannot be read" : ", lease of 2 s"))
+        lines.append("would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless"))
+        return lines.joined(separator: "\n")
+    }
+
+    var json: String {
+        var line = JSONLine(event: "inspected")
+        line.add("machine", machine.identity.name)
+        line.add("hypervisor", machine.identity.hypervisor)
+        line.add("pid", machine.identity.processID)
+        line.add("runState", state.name)
+        line.add("memoryBytes", machine.memory.size)
+        line.add("memory", machine.memoryAccess)
+        line.add("kernelBase", hex(kernel.base.rawValue))
+        line.add("build", kernel.build)
+        line.add("architecture", kernel.architecture.rawValue)
+        line.add("powerFunction", hex(survey.powerFunction.address.rawValue))
+        line.add("foundBy", survey.powerFunction.foundBy.map(\.rawValue))
+        line.add("notes", survey.powerFunction.notes)
+        line.add("reentry", proof.name)
+        line.add("handler", (try? survey.slack.get()).map { hex($0.address.rawValue) })
+        line.add("delayFunction", survey.means.delayFunction.map { hex($0.rawValue) })
+        line.add("lease", survey.means.sharedData != nil)
+        line.add("wouldArm", obstacle == nil)
+        line.add("obstacle", obstacle)
+        return line.text
+    }
+}

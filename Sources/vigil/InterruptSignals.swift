@@ -1,0 +1,28 @@
+import Glibc
+
+/// Turns SIGINT, SIGTERM and SIGHUP into a byte on a descriptor, so that a wait ends and Vigil leaves in
+/// good order. A second signal ends the process at once, and the guardian cleans up.
+enum InterruptSignals {
+    /// The end of the pipe that signals are read from.
+    private(set) nonisolated(unsafe) static var readEnd: Int32 = -1
+    private nonisolated(unsafe) static var writeEnd: Int32 = -1
+
+    static func install() {
+        guard readEnd < 0 else { return }
+        var ends: [Int32] = [-1, -1]
+        guard pipe(&ends) == 0 else { return }
+        for end in ends {
+            _ = fcntl(end, F_SETFD, FD_CLOEXEC)
+            _ = fcntl(end, F_SETFL, O_NONBLOCK)
+        }
+        (readEnd, writeEnd) = (ends[0], ends[1])
+        for number in [SIGINT, SIGTERM, SIGHUP] {
+            signal(number) { received in
+                var byte: UInt8 = 1
+                _ = write(InterruptSignals.writeEnd, &byte, 1)
+                signal(received, SIG_DFL)
+            }
+        }
+        signal(SIGPIPE, SIG_IGN)
+    }
+}

@@ -1,0 +1,73 @@
+import HypervisorInterface
+import PowerTransitions
+import WindowsGuest
+
+extension RunState {
+    /// As scripts see it.
+    var name: String {
+        switch self {
+        case .running: "running"
+        case .paused: "paused"
+        case .stoppedByDebugger: "debug"
+        case .suspended: "suspended"
+        case .notStarted: "not-started"
+        case .poweredOff: "powered-off"
+        case .guestPanicked: "guest-panicked"
+        case .other(let name): name
+        }
+    }
+}
+
+extension HostEvent {
+    /// As scripts see it.
+    var name: String {
+        switch self {
+        case .suspended: "suspended"
+        case .wokeUp: "woke-up"
+        case .suspendedToDisk: "suspended-to-disk"
+        case .reset: "reset"
+        case .poweredOff: "powered-off"
+        case .powerButtonPressed: "power-button"
+        case .guestPanicked: "guest-panicked"
+        case .stoppedByOperator: "stopped"
+        case .startedByOperator: "started"
+        }
+    }
+
+    /// As people read it.
+    var words: String {
+        switch self {
+        case .suspended: "the guest went to sleep"
+        case .wokeUp: "the guest woke up"
+        case .suspendedToDisk: "the guest hibernated"
+        case .reset(byGuest: true): "the guest reset the machine"
+        case .reset(byGuest: false): "the machine was reset from outside"
+        case .poweredOff(byGuest: true): "the guest powered off"
+        case .poweredOff(byGuest: false): "the machine was ended from outside"
+        case .powerButtonPressed: "the power button was pressed"
+        case .guestPanicked: "the guest crashed"
+        case .stoppedByOperator: "the operator stopped the machine"
+        case .startedByOperator: "the operator started the machine"
+        }
+    }
+}
+
+extension PowerFunction.Way {
+    var words: String {
+        switch self {
+        case .serviceTable: "its system-call number and the service table"
+        case .pattern: "a byte pattern"
+        }
+    }
+}
+
+extension ReleaseReason {
+    var words: String {
+        switch self {
+        case .holdOver: "the hold is over"
+        case .deadline: "Vigil's deadline for holds has passed"
+        case .leaving: "Vigil is leaving"
+        case .leaseExpired: "the guest saw no sign of life of Vigil and went on by itself"
+        }
+    }
+}
