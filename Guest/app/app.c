@@ -10,15 +10,17 @@ __declspec(dllimport) NTSTATUS NtSetSystemPowerState(uint32_t action, uint32_t s
 __declspec(dllimport) NTSTATUS NtNullSyscall(void);
 __declspec(dllimport) NTSTATUS NtTerminateThread(void *thread, NTSTATUS status);
 
+// shared/checkedcall.inc
+uint64_t CheckedCall(void *function, uint64_t a, uint64_t b, uint64_t c);
+
 static uint64_t Execute(const USER_COMMAND *command)
 {
     uint64_t calls = 0;
 
     switch (command->kind) {
     case USER_COMMAND_POWER:
-        return (uint32_t)NtSetSystemPowerState((uint32_t)command->arguments[0],
-                                               (uint32_t)command->arguments[1],
-                                               (uint32_t)command->arguments[2]);
+        return CheckedCall((void *)NtSetSystemPowerState, command->arguments[0],
+                           command->arguments[1], command->arguments[2]);
     case USER_COMMAND_LOOP:
         while (calls < command->arguments[0] && NtNullSyscall() == 0)
             calls++;

@@ -106,8 +106,14 @@ public final class GuestEffects {
         let isOurs = try !machine.isStanding
         if isOurs { try announce(.pause) }
         let start = ContinuousClock.now
-        let stopped = try machine.openControl()
-        try finish(pause: stopped, since: start, body)
+        do throws(HypervisorError) {
+            let stopped = try machine.openControl()
+            try finish(pause: stopped, since: start, body)
+        } catch {
+            // The guardian is not dismissed: what could not be taken back here, it takes back.
+            witnesses.removeAll()
+            throw error
+        }
     }
 
     /// Runs `body` while the machine stands still, and resumes it on every path out, if this call stopped it.

@@ -68,13 +68,12 @@ final class GDBStub {
 
     // MARK: Running and standing
 
-    /// Takes the stop reply that a new connection to a running machine gets, and reads the description.
+    /// Begins a session with a stub that was just started, which stopped a running machine.
     func open(wasRunning: Bool) throws(HypervisorError) {
-        if wasRunning {
-            try awaitStop(for: "QEMU's gdbstub to greet")
-            stopsToBeReported += 1
-        }
-        isStanding = true
+        if wasRunning { stopsToBeReported += 1 }
+        // Whether the stub reports that stop depends on whether it was started before or after its
+        // connection was there.
+        try resynchronise()
         try readDescription()
     }
 
@@ -89,8 +88,8 @@ final class GDBStub {
         }
     }
 
-    /// After a dead client: discards what is still on its way, so that replies match questions again.
-    /// - Returns: whether a stop reply was among it.
+    /// Discards what is still on its way (a dead client's answers, a stop reply that may come or not), so
+    /// that replies match questions.
     func resynchronise() throws(HypervisorError) {
         let deadline = ContinuousClock.now + Self.answerTimeout
         // Only this question has an answer that begins with "vCont".

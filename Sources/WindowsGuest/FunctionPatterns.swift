@@ -24,11 +24,16 @@ public struct FunctionPatterns: Hashable, Sendable {
     /// For 64-bit kernels.
     public var is64Bit: Bool
     public var patterns: [Pattern]
+    /// Patterns of the file that could not match anything, and why: for the user, they are not used.
+    public var rejected: [String]
 
     /// Those that are good for a build.
     public func patterns(forBuild build: UInt32) -> [Pattern] { patterns.filter { $0.builds.contains(build) } }
 
     /// Parses the text of one file.
+    ///
+    /// A single pattern whose elements are no bytes is set aside (the published files have one such slip); a file
+    /// of another structure is refused.
     /// - Parameter source: what to call it in errors.
     public init(yaml: String, source: String) throws(PatternFileError) {
         let root: Node?
@@ -47,14 +52,22 @@ public struct FunctionPatterns: Hashable, Sendable {
         self.name = name
         self.is64Bit = is64Bit
         patterns = []
+        rejected = []
         for (index, node) in list.enumerated() {
-            patterns.append(try Self.pattern(node, "pattern \(index) of \(name)", source))
+            let what = "pattern \(index) of \(name)"
+            let (builds, elements) = try Self.contents(node, what, source)
+            do throws(BytePattern.Invalid) {
+                let bytes = try BytePattern(elements)
+                patterns.append(Pattern(sectionHint: node["section_hint"]?.string, builds: builds, bytes: bytes))
+            } catch {
+                rejected.append("\(what): \(error)")
+            }
         }
     }
 
-    private static func pattern(
+    private static func contents(
         _ node: Node, _ what: String, _ source: String
-    ) throws(PatternFileError) -> Pattern {
+    ) throws(PatternFileError) -> (ClosedRange<UInt32>, [UInt16]) {
         func problem(_ text: String) -> PatternFileError { .init(source: source, problem: "\(what): \(text)") }
         guard let minimum = node["min_ver"]?.int, let maximum = node["max_ver"]?.int,
             let first = UInt32(exactly: minimum), let last = UInt32(exactly: maximum), first <= last
@@ -70,12 +83,7 @@ public struct FunctionPatterns: Hashable, Sendable {
                 elements.append(byte)
             }
         }
-        do throws(BytePattern.Invalid) {
-            return Pattern(
-                sectionHint: node["section_hint"]?.string, builds: first...last, bytes: try BytePattern(elements))
-        } catch {
-            throw problem("\(error)")
-        }
+        return (first...last, elements)
     }
 
     /// Reads one file, or all `.yaml` files of a folder that hold function patterns, in order of their names.

@@ -20,8 +20,8 @@ public struct InterruptGate: Hashable, Sendable {
         guard low & (1 << 47) != 0, low & (1 << 44) == 0, let kind = Kind(rawValue: UInt8(low >> 40 & 15)) else {
             return nil
         }
-        // Bits 37 to 35 of the first half and 12 to 8 of the second's upper part must be zero.
-        guard low & 0x38_0000_0000 == 0, high & 0x1f00_0000_0000 == 0 else { return nil }
+        // Bits 39 to 35 of the first half and 12 to 8 of the second's upper part must be zero.
+        guard low & 0xf8_0000_0000 == 0, high & 0x1f00_0000_0000 == 0 else { return nil }
         selector = UInt16(truncatingIfNeeded: low >> 16)
         guard selector & ~3 != 0 else { return nil }
         handler = GuestVirtualAddress(low & 0xffff | (low >> 48) << 16 | (high & 0xffff_ffff) << 32)

@@ -37,9 +37,8 @@ public enum NotPresentPage: Hashable, Sendable {
         } else if entry & (1 << 10) != 0 {
             // ProtoAddress: bits 63 to 16, sign-extended.
             let address = UInt64(bitPattern: Int64(bitPattern: entry) >> 16)
-            // MI_PTE_LOOKUP_NEEDED.
-            self = address & 0xffff_ffff == 0xffff_ffff || address == 0xffff_ffff_0000
-                ? .addressDescriptor : .prototype(GuestVirtualAddress(address))
+            // MI_PTE_LOOKUP_NEEDED, 0xFFFFFFFF0000 in the 48 bits.
+            self = address == 0xffff_ffff_ffff_0000 ? .addressDescriptor : .prototype(GuestVirtualAddress(address))
         } else if entry & (1 << 11) != 0 {
             self = .transition(GuestPhysicalAddress(entry & 0x000f_ffff_ffff_f000))
         } else if high != 0 {

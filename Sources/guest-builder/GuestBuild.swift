@@ -191,14 +191,22 @@ extension GuestBuild {
             suffix: variant.imageName)
         try command.run()
         let exports = options.sources.appendingPathComponent("kernel/ntoskrnl.def").path
+        // The export directory takes the image's name from the file, and every kernel calls itself so.
+        let linked = object.deletingPathExtension().appendingPathExtension("image")
+            .appendingPathComponent("ntoskrnl.exe")
+        try FileManager.default.createDirectory(
+            at: linked.deletingLastPathComponent(), withIntermediateDirectories: true)
         try Command(
             tool: toolchain.lldLink,
             arguments: [
                 "/nologo", "/subsystem:native", "/driver", "/nodefaultlib",
                 "/entry:KiSystemStartup", "/base:0x140000000", "/dynamicbase",
                 "/section:INIT,ERD", "/Brepro", "/def:\(exports)", "/noimplib",
-                "/out:\(artifact(variant.imageName))",
+                "/out:\(linked.path)",
             ] + (objects + [object]).map(\.path)
         ).run()
+        let image = URL(fileURLWithPath: artifact(variant.imageName))
+        try? FileManager.default.removeItem(at: image)
+        try FileManager.default.moveItem(at: linked, to: image)
     }
 }

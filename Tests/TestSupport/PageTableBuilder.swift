@@ -70,10 +70,12 @@ public struct PageTableBuilder {
 
     /// Writes through the tables, whatever rights they give.
     public func write(_ source: [UInt8], at address: UInt64) {
-        for (index, byte) in source.enumerated() {
-            let target = address &+ UInt64(index)
-            let translation = try! memory.translate(GuestVirtualAddress(target))
-            ram.store([byte], at: translation.physical.rawValue)
+        var done = 0
+        while done < source.count {
+            let translation = try! memory.translate(GuestVirtualAddress(address &+ UInt64(done)))
+            let part = min(source.count - done, Int(translation.bytesToPageEnd))
+            ram.store(Array(source[done..<done + part]), at: translation.physical.rawValue)
+            done += part
         }
     }
 

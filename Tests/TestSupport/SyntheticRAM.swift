@@ -46,7 +46,9 @@ public final class SyntheticRAM {
     }
 
     public func store(_ source: [UInt8], at address: UInt64) {
-        for (index, byte) in source.enumerated() { bytes[Int(address - base.rawValue) + index] = byte }
+        let target = UnsafeMutableRawBufferPointer(rebasing: bytes[Int(address - base.rawValue)...])
+        precondition(source.count <= target.count)
+        target.copyBytes(from: source)
     }
 }
 

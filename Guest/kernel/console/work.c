@@ -57,6 +57,9 @@ static WORK_ITEM *ConTakeWork(WORK_ROLE Role)
     return Item;
 }
 
+// shared/checkedcall.inc
+extern ULONG64 CheckedCall(PVOID Function, ULONG64 A, ULONG64 B, ULONG64 C);
+
 static void ConFinishWork(WORK_ITEM *Item, ULONG64 Result)
 {
     CONSOLE_TAG Tag = Item->Tag;
@@ -64,6 +67,8 @@ static void ConFinishWork(WORK_ITEM *Item, ULONG64 Result)
     __atomic_store_n(&Item->InUse, 0, __ATOMIC_SEQ_CST);
     if (Kind == WorkLoop)
         ConAnswer(&Tag, "ok calls=%llu", Result);
+    else if (Result >> 32)
+        ConAnswer(&Tag, "error registers mask=0x%x", (ULONG)(Result >> 32));
     else
         ConAnswer(&Tag, "ok status=0x%08x", (ULONG)Result);
 }
@@ -73,13 +78,10 @@ static void ConKernelWorker(PVOID Context)
     (void)Context;
     for (;;) {
         WORK_ITEM *Item = ConTakeWork(WorkKernel);
-        POWER_ACTION Action = (POWER_ACTION)Item->Arguments[0];
-        SYSTEM_POWER_STATE State = (SYSTEM_POWER_STATE)Item->Arguments[1];
-        ULONG Flags = (ULONG)Item->Arguments[2];
-        NTSTATUS Status = Item->Kind == WorkPowerDirect
-                              ? NtSetSystemPowerState(Action, State, Flags)
-                              : ZwSetSystemPowerState(Action, State, Flags);
-        ConFinishWork(Item, (ULONG)Status);
+        PVOID Function = Item->Kind == WorkPowerDirect ? (PVOID)NtSetSystemPowerState
+                                                       : (PVOID)ZwSetSystemPowerState;
+        ConFinishWork(Item, CheckedCall(Function, Item->Arguments[0], Item->Arguments[1],
+                                        Item->Arguments[2]));
     }
 }
 

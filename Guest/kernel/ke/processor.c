@@ -80,6 +80,17 @@ static INIT_CODE void KiInitializeIdt(KIDTENTRY64 *Idt)
     __asm__ volatile("lidt %0" : : "m"(Pointer));
 }
 
+typedef struct {
+    ULONG Eax, Ebx, Ecx, Edx;
+} KI_CPUID;
+
+static INIT_CODE KI_CPUID KiCpuid(ULONG Leaf)
+{
+    KI_CPUID Result = {Leaf, 0, 0, 0};
+    __asm__ volatile("cpuid" : "+a"(Result.Eax), "=b"(Result.Ebx), "+c"(Result.Ecx), "=d"(Result.Edx));
+    return Result;
+}
+
 static INIT_CODE void KiInitializeControlRegisters(void)
 {
     ULONG64 Value;
@@ -88,9 +99,7 @@ static INIT_CODE void KiInitializeControlRegisters(void)
     __asm__ volatile("movq %%cr4, %0" : "=r"(Value));
     Value |= 0x200 | 0x400 | 0x80;
     // SMEP, where CPUID.(7,0):EBX[7] has it: the kernel never runs user code.
-    ULONG Leaf = 7, Features, SubLeaf = 0, Unused;
-    __asm__ volatile("cpuid" : "+a"(Leaf), "=b"(Features), "+c"(SubLeaf), "=d"(Unused));
-    if (Features & 0x80)
+    if (KiCpuid(0).Eax >= 7 && (KiCpuid(7).Ebx & 0x80))
         Value |= 0x100000;
     __asm__ volatile("movq %0, %%cr4" : : "r"(Value));
     __asm__ volatile("movq %%cr0, %0" : "=r"(Value));

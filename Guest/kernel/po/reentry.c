@@ -1,6 +1,5 @@
 // The deep shape of the re-entry: two calls between NtSetSystemPowerState and
-// the Zw stub. The direct shape has
-// neither.
+// the Zw stub. The direct shape has neither.
 
 #ifdef VIGIL_REENTRY_DEEP
 
@@ -19,7 +18,7 @@ PAGELK_CODE PLAIN_CALL NTSTATUS PopRequestFromUserMode(POWER_ACTION Action,
                                                        SYSTEM_POWER_STATE State, ULONG Flags)
 {
     NTSTATUS Status = PopIssueRequest(Action, State, Flags);
-    // What a real one does here: the caller learns of it, the kernel does not.
+    // Something to do after the call, so that it stays one at every -O.
     if (Status == STATUS_TIMEOUT)
         Status = STATUS_UNSUCCESSFUL;
     return Status;

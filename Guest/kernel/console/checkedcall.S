@@ -1,0 +1,2 @@
+// The kernel's copy: see the included file.
+#include "../../shared/checkedcall.inc"

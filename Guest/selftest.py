@@ -1,0 +1,348 @@
+#!/usr/bin/env python3
+"""Boots every variant of the bundled guest and holds it to README.md, without
+Vigil. For development: needs Python 3 and QEMU; the shipped tests do not use it.
+
+    selftest.py FOLDER-WITH-ARTIFACTS [VARIANT ...]
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+VARIANTS = [f"{o}-{r}" for o in ("O0", "O2", "Os") for r in ("direct", "deep")]
+
+
+class Guest:
+    """One QEMU with its serial line and QMP on socket pairs."""
+
+    def __init__(self, folder, variant, machine="pc", extra=()):
+        serial, serial_end = socket.socketpair()
+        qmp, qmp_end = socket.socketpair()
+        images = [f"{folder}/{name}" for name in
+                  (f"ntoskrnl-{variant}.exe", "ntdll.dll", "app.exe")]
+        self.process = subprocess.Popen(
+            ["qemu-system-x86_64", "-accel", "tcg", "-machine", machine, "-m", "128",
+             "-display", "none", "-nodefaults",
+             "-chardev", f"socket,id=serial,fd={serial_end.fileno()}",
+             "-serial", "chardev:serial",
+             "-chardev", f"socket,id=qmp,fd={qmp_end.fileno()}",
+             "-mon", "chardev=qmp,mode=control",
+             "-kernel", f"{folder}/loader", "-initrd", ",".join(images), *extra],
+            pass_fds=[serial_end.fileno(), qmp_end.fileno()])
+        serial_end.close()
+        qmp_end.close()
+        self.serial, self.buffer, self.lines = serial, b"", []
+        self.qmp = qmp.makefile("rwb")
+        self.events = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def line(self, timeout=10.0):
+        end = time.monotonic() + timeout
+        while b"\n" not in self.buffer:
+            self.serial.settimeout(max(0.01, end - time.monotonic()))
+            try:
+                data = self.serial.recv(4096)
+            except TimeoutError:
+                raise AssertionError(f"no line within {timeout} s; last {self.lines[-3:]}")
+            if not data:
+                raise EOFError
+            self.buffer += data
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        self.lines.append(line.decode("latin-1"))
+        return self.lines[-1]
+
+    def until(self, pattern, timeout=10.0):
+        while not re.search(pattern, line := self.line(timeout)):
+            pass
+        return line
+
+    def boot(self):
+        return self.until("^Vigil guest ready", 30)
+
+    def send(self, text):
+        self.serial.sendall(text if isinstance(text, bytes) else text.encode())
+
+    def ask(self, command, timeout=10.0):
+        """The command's lines, the final one last."""
+        self.send(command + "\n")
+        answer = [self.line(timeout)]
+        while not re.match(r"(#\d+ )?(ok|error)\b", answer[-1]):
+            answer.append(self.line(timeout))
+        return answer
+
+    def symbols(self):
+        return {n: int(v, 16) for n, v in
+                (line.split() for line in self.ask("symbols")[:-1])}
+
+    def run(self, command, **arguments):
+        if not self.events:
+            self.events.append(json.loads(self.qmp.readline()))
+            self.run_raw("qmp_capabilities", {})
+        return self.run_raw(command, arguments)
+
+    def run_raw(self, command, arguments):
+        self.qmp.write(json.dumps({"execute": command, "arguments": arguments}).encode())
+        self.qmp.flush()
+        while True:
+            answer = json.loads(self.qmp.readline())
+            if "return" in answer or "error" in answer:
+                return answer.get("return", answer)
+            self.events.append(answer)
+
+    def monitor(self, line):
+        return self.run("human-monitor-command", **{"command-line": line})
+
+    def rights(self):
+        """Page address: flags, as `info tlb` prints them."""
+        rows = re.findall(r"([0-9a-f]{16}): [0-9a-f]{16} (\S{9})", self.monitor("info tlb"))
+        return {int(address, 16): flags for address, flags in rows}
+
+
+class Results:
+    def __init__(self):
+        self.failures = 0
+
+    def check(self, rule, condition, detail=""):
+        if not condition:
+            self.failures += 1
+        print(f"  {'pass' if condition else 'FAIL'}  {rule}"
+              + (f"   ({detail})" if detail and not condition else ""), flush=True)
+
+
+def sections(folder, variant):
+    data = open(f"{folder}/ntoskrnl-{variant}.exe", "rb").read()
+    header = int.from_bytes(data[0x3C:0x40], "little")
+    table = header + 24 + int.from_bytes(data[header + 20:header + 22], "little")
+    for index in range(int.from_bytes(data[header + 6:header + 8], "little")):
+        row = data[table + index * 40:table + index * 40 + 40]
+        number = lambda at: int.from_bytes(row[at:at + 4], "little")
+        yield row[:8].rstrip(b"\0").decode(), number(12), number(8), number(36)
+
+
+def console_rules(guest, results):
+    check = results.check
+    check("ping", guest.ask("ping") == ["ok pong"])
+    check("a tag is echoed", guest.ask("#7 ping") == ["#7 ok pong"])
+    check("unknown commands", guest.ask("frobnicate 1 2") == ["error unknown command"])
+    check("a tag alone", guest.ask("#9") == ["#9 error unknown command"])
+    check("too few words", guest.ask("power kernel 5")[0].startswith("error usage"))
+    check("not a number", guest.ask("power kernel five 1 0")[0].startswith("error not a number"))
+    check("nobody", guest.ask("power me 5 1 0")[0].startswith("error nobody"))
+    check("too many words", guest.ask("a b c d e f g h i j") == ["error unknown command"])
+    guest.send(b"x" * 2000 + b"\n")
+    check("a long line", guest.line() == "error line too long")
+    guest.send(bytes(range(128, 256)) + b"\x01\x02\n")
+    check("bytes that are no text", guest.line() == "error unknown command")
+    guest.send("\n\r\n  \n")
+    check("empty lines have no answer", guest.ask("ping") == ["ok pong"])
+    check("help", len(guest.ask("help")) > 10)
+    threads = guest.ask("threads")
+    check("three processes", [re.search(r"name=(\S+)", l)[1] for l in threads
+                              if l.startswith("  process")] == ["System", "smss.exe", "app.exe"])
+
+
+def power_rules(guest, results):
+    check = results.check
+    ask = lambda text: guest.ask(text)[-1]
+    entries = [0]
+
+    def counts(added, rule):
+        entries[0] += added
+        answer = ask("counts")
+        check(f"entries and returns: {rule}",
+              answer == f"ok entries={entries[0]} returns={entries[0]}", answer)
+
+    counts(0, "none at first")
+    for who, added in (("kernel", 1), ("kernel-direct", 1), ("user", 2)):
+        check(f"success from {who}", ask(f"power {who} 7 4 0") == "ok status=0x00000000")
+        counts(added, who)
+    for who in ("user", "unprivileged", "kernel", "kernel-direct"):
+        bad = [(0, 4, 0), (8, 4, 0), (5, 0, 0), (5, 7, 0), (5, 6, 0x40),
+               (0xFFFFFFFF, 4, 0), (5, 0x80000000, 0)]
+        answers = [ask(f"power {who} {a} {s} {f}") for a, s, f in bad]
+        check(f"bad arguments from {who}", set(answers) == {"ok status=0xc000000d"}, answers)
+        counts(len(bad), "bad arguments, one entry each")
+    check("no privilege", ask("power unprivileged 5 6 0") == "ok status=0xc0000061")
+    counts(1, "no privilege")
+    check("no sleep yet", ask("power kernel 2 4 0") == "ok status=0xc00000bb")
+    counts(1, "sleep")
+    check("a driver refuses", ask("refuse on") == "ok refusing status=0xc00002d3")
+    check("refused: reset", ask("power user 5 6 0xC0000004") == "ok status=0xc00002d3")
+    check("refused: off", ask("power kernel 6 6 0") == "ok status=0xc00002d3")
+    check("another status", ask("refuse on 0xC0000001") == "ok refusing status=0xc0000001")
+    check("refused with it", ask("power kernel-direct 5 6 0") == "ok status=0xc0000001")
+    check("no success as refusal", ask("refuse on 0").startswith("error"))
+    check("agreeing again", ask("refuse off") == "ok agreeing")
+    counts(4, "refused")
+
+    for tag in range(1, 13):
+        who = ("kernel", "user", "kernel-direct")[tag % 3]
+        guest.send(f"#{tag} power {who} 7 4 0\n")
+    guest.send("#99 ping\n")
+    answers = sorted(guest.line() for _ in range(13))
+    check("twelve callers at once", answers == sorted(
+        [f"#{tag} ok status=0x00000000" for tag in range(1, 13)] + ["#99 ok pong"]), answers)
+    counts(16, "twelve callers")
+    for tag in range(100):
+        guest.send(f"#{tag} power kernel 7 4 0\n")
+    answers = [guest.line() for _ in range(100)]
+    good = sum(a.endswith("ok status=0x00000000") for a in answers)
+    full = sum("too many" in a for a in answers)
+    check("a flood is bounded, each line answered", good + full == 100 and good >= 32)
+    counts(good, "the flood")
+
+
+def thread_rules(guest, results):
+    def clock():
+        found = re.search(r"interrupt-time=(\d+) .*system-calls=(\d+)", guest.ask("time")[-1])
+        return int(found[1]) / 1e7, int(found[2])
+
+    check = results.check
+    wall, (start, calls) = time.monotonic(), clock()
+    time.sleep(0.5)
+    ran = clock()[0] - start
+    elapsed = time.monotonic() - wall
+    check("interrupt time runs with the world's", 0.7 * elapsed < ran < 1.3 * elapsed,
+          f"{ran:.3f} of {elapsed:.3f} s")
+    check("work", guest.ask("work 20000") == ["ok calls=20000"])
+    check("busy", guest.ask("busy on") == ["ok busy=on"])
+    before = clock()[1]
+    asked = time.monotonic()
+    guest.ask("ping")
+    check("a busy ring 3 does not starve the console", time.monotonic() - asked < 0.5)
+    time.sleep(0.1)
+    check("and makes progress", clock()[1] > before + 1000)
+    check("work beside it", guest.ask("work 20000") == ["ok calls=20000"])
+    check("power beside it", guest.ask("power user 7 4 0") == ["ok status=0x00000000"])
+    guest.ask("busy off")
+    time.sleep(0.05)
+    before = clock()[1]
+    time.sleep(0.1)
+    check("idle again", clock()[1] == before)
+
+
+def memory_rules(guest, results, folder, variant):
+    check = results.check
+    symbols = guest.symbols()
+    base = symbols["ImageBase"]
+    check("the base is where Windows' is",
+          base % 0x200000 == 0 and 0xFFFFF80000000000 <= base < 0xFFFFF84000000000)
+    rights = guest.rights()
+    wrong = []
+    for name, at, size, flags in sections(folder, variant):
+        expected = None if flags & 0x02000000 else (
+            "X" if not flags & 0x20000000 else "-", "W" if flags & 0x80000000 else "-")
+        for page in range(base + at, base + at + size, 4096):
+            found = rights.get(page)
+            if (found and (found[0], found[8])) != expected:
+                wrong.append((name, hex(page), found))
+    check("each page has its section's rights, INIT is gone", not wrong, wrong[:3])
+    # QEMU prints the last level's flags; below the self-map entry these are the
+    # tables' own, and it is the NX of the entry itself that counts.
+    self_map = range(symbols["PteBase"], symbols["PteBase"] + (1 << 39))
+    loose = [hex(p) for p, f in rights.items() if f[0] == "-" and f[8] == "W" and p not in self_map]
+    check("nothing is writable and executable", not loose, loose[:3])
+    image = range(symbols["ImagePhysicalBase"], symbols["ImagePhysicalBase"] + 0x200000)
+    alias = [hex(p) for p in rights if p - 0xFFFF900000000000 in image]
+    check("the image has no other mapping", not alias, alias[:3])
+    check("the kernel's code is clean", guest.ask("check")[0].startswith("ok clean"))
+    text = next(s for s in sections(folder, variant) if s[0] == ".text")
+    slack = base + text[1] + text[2]
+    rest = -slack % 4096
+    zeroes = "".join(re.findall(r": (.*)", guest.monitor(f"x /{rest}bx 0x{slack:x}"))).split()
+    check("1 KiB of zeroes after .text", rest >= 1024 and set(zeroes) == {"0x00"}, rest)
+    stub(guest, slack + rest - 1, "90")
+    answer = guest.ask("check")[0]
+    check("a byte written there is seen",
+          answer == f"error modified section=.text offset=0x{slack + rest - 1 - base - text[1]:x}",
+          answer)
+    stub(guest, slack + rest - 1, "00")
+    check("and put back is not", guest.ask("check")[0].startswith("ok clean"))
+
+
+def stub(guest, address, value):
+    """Writes a byte through the gdbstub, for code outside the guest's rights."""
+    path = f"/tmp/vigil-selftest-{os.getpid()}"
+    guest.monitor(f"gdbserver unix:{path},server=on,wait=off")
+    with socket.socket(socket.AF_UNIX) as gdb:
+        gdb.connect(path)
+        gdb.settimeout(5)
+
+        def packet(text, answered=True):
+            gdb.sendall(f"${text}#{sum(text.encode()) & 255:02x}".encode())
+            data = b""
+            while answered and not re.search(rb"\$[^#]*#..", data):
+                data += gdb.recv(4096)
+            gdb.sendall(b"+")
+
+        data = b""
+        while not re.search(rb"\$[^#]*#..", data):
+            data += gdb.recv(4096)
+        gdb.sendall(b"+")
+        packet(f"M{address:x},1:{value}")
+        packet("D")
+    guest.monitor("gdbserver none")
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def transition_rules(results, folder, variant, machine):
+    check = results.check
+    for who, action, line in (("kernel", 5, "! reset"), ("user", 5, "! reset"),
+                              ("kernel-direct", 6, "! power-off"), ("user", 4, "! power-off")):
+        with Guest(folder, variant, machine, ["-no-reboot"]) as guest:
+            guest.boot()
+            guest.send(f"power {who} {action} 6 0\n")
+            try:
+                said = guest.line().startswith(line)
+                status = guest.process.wait(10)
+            except (EOFError, subprocess.TimeoutExpired, AssertionError) as problem:
+                said, status = False, problem
+            check(f"{machine}: action {action} from {who} takes the machine down",
+                  said and status == 0, status)
+    with Guest(folder, variant, machine) as guest:
+        guest.boot()
+        bases = [guest.symbols()["ImageBase"]]
+        for _ in range(2):
+            guest.send("power user 5 6 0\n")
+            guest.boot()
+            bases.append(guest.symbols()["ImageBase"])
+        check(f"{machine}: a reset boots again, elsewhere", len(set(bases)) == 3, bases)
+        guest.send("crash\n")
+        stop = guest.until(r"^\*\*\* STOP")
+        check(f"{machine}: a bug check says so",
+              stop.startswith("*** STOP: 0x000000e2") and guest.line() == "bugcheck 0x000000e2")
+
+
+def main():
+    folder = os.path.abspath(sys.argv[1])
+    results = Results()
+    started = time.monotonic()
+    for variant in sys.argv[2:] or VARIANTS:
+        print(variant)
+        with Guest(folder, variant) as guest:
+            banner = guest.boot()
+            results.check("banner", banner == f"Vigil guest ready variant={variant} build=19045",
+                          banner)
+            console_rules(guest, results)
+            power_rules(guest, results)
+            thread_rules(guest, results)
+            memory_rules(guest, results, folder, variant)
+        for machine in ("pc", "q35"):
+            transition_rules(results, folder, variant, machine)
+    print(f"{results.failures} failures, {time.monotonic() - started:.0f} s")
+    sys.exit(1 if results.failures else 0)
+
+
+if __name__ == "__main__":
+    main()
