@@ -64,8 +64,22 @@ let package = Package(
         .executableTarget(name: "guest-builder", swiftSettings: settings),
         .plugin(name: "BuildGuest", capability: .buildTool(), dependencies: ["guest-builder"]),
 
-        .target(name: "TestSupport", dependencies: ["GuestMemory", "X86"], path: "Tests/TestSupport", swiftSettings: settings),
+        .target(
+            name: "TestSupport", dependencies: ["HypervisorInterface", "WindowsGuest", "GuestMemory", "X86"],
+            path: "Tests/TestSupport", swiftSettings: settings),
+        // Runs the detour's handler in the tests' own process.
+        .target(name: "CHandlerHarness", path: "Tests/CHandlerHarness"),
         tests("X86"),
+        tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
+        tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
+        tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface"]),
+        tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),
+        .testTarget(
+            name: "IntegrationTests",
+            dependencies: [
+                "BundledGuest", "QEMUHypervisor", "HypervisorInterface", "Introspection", "WindowsGuest", "vigil",
+            ],
+            swiftSettings: settings),
         tests("GuestMemory"),
         tests("WindowsGuest"),
     ]

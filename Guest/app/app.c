@@ -1,7 +1,7 @@
 // The bundled ring-3 program: takes commands from the kernel's console and
 // carries them out through ntdll, as any program would.
 
-#include "../shared/command.h"
+#include "../common/command.h"
 
 typedef int32_t NTSTATUS;
 
@@ -10,7 +10,7 @@ __declspec(dllimport) NTSTATUS NtSetSystemPowerState(uint32_t action, uint32_t s
 __declspec(dllimport) NTSTATUS NtNullSyscall(void);
 __declspec(dllimport) NTSTATUS NtTerminateThread(void *thread, NTSTATUS status);
 
-// shared/checkedcall.inc
+// common/checkedcall.inc
 uint64_t CheckedCall(void *function, uint64_t a, uint64_t b, uint64_t c);
 
 static uint64_t Execute(const USER_COMMAND *command)
@@ -19,8 +19,10 @@ static uint64_t Execute(const USER_COMMAND *command)
 
     switch (command->kind) {
     case USER_COMMAND_POWER:
-        return CheckedCall((void *)NtSetSystemPowerState, command->arguments[0],
-                           command->arguments[1], command->arguments[2]);
+        return CheckedCall((void *)NtSetSystemPowerState,
+                           WITH_UNDEFINED_UPPER_HALF(command->arguments[0]),
+                           WITH_UNDEFINED_UPPER_HALF(command->arguments[1]),
+                           WITH_UNDEFINED_UPPER_HALF(command->arguments[2]));
     case USER_COMMAND_LOOP:
         while (calls < command->arguments[0] && NtNullSyscall() == 0)
             calls++;

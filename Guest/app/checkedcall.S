@@ -1,2 +1,2 @@
 // The program's copy: see the included file.
-#include "../shared/checkedcall.inc"
+#include "../common/checkedcall.inc"

@@ -6,8 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../shared/bootblock.h"
-#include "../shared/pe.h"
+#include "../common/bootblock.h"
+#include "../common/pe.h"
 
 // Page-table entry bits: Intel SDM volume 3A, section 4.5.4.
 #define PTE_PRESENT 1ull

@@ -1,7 +1,7 @@
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #else
-import Musl
+    import Musl
 #endif
 
 /// A sequence of bytes, some of which may be anything, to be searched for.
@@ -20,7 +20,8 @@ public struct BytePattern: Hashable, Sendable {
             switch self {
             case .empty: "a pattern without bytes matches everything"
             case .onlyWildcards: "a pattern of wildcards alone matches everything"
-            case .tooLong(let count): "a pattern of \(count) bytes, where at most \(BytePattern.maximumCount) are allowed"
+            case .tooLong(let count):
+                "a pattern of \(count) bytes, where at most \(BytePattern.maximumCount) are allowed"
             case .element(let value, let index):
                 "element \(index) of a pattern is \(value), neither a byte nor the wildcard 256"
             }

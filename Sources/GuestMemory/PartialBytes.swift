@@ -96,7 +96,9 @@ extension TranslatedMemory {
     ) -> MemoryError? {
         do throws(MemoryError) {
             try bytes.withUnsafeMutableBufferPointer { (buffer) throws(MemoryError) in
-                try read(at: address, into: UnsafeMutableRawBufferPointer(UnsafeMutableBufferPointer(rebasing: buffer[range])))
+                try read(
+                    at: address,
+                    into: UnsafeMutableRawBufferPointer(UnsafeMutableBufferPointer(rebasing: buffer[range])))
             }
             return nil
         } catch {

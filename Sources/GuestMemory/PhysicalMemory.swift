@@ -39,7 +39,10 @@ public final class PhysicalMemory {
     /// Sorted by base, not overlapping.
     public let regions: [RAMRegion]
     @usableFromInline let access: Access
-    /// A copy of `regions` behind a plain pointer, for the read path.
+    /// `access` is `.mapped`, for the read path.
+    @usableFromInline let isMapped: Bool
+    /// A copy of `regions` behind a plain pointer, for the read path: the largest first, since most reads go
+    /// there.
     @usableFromInline let table: UnsafeMutablePointer<RAMRegion>
     @usableFromInline let count: Int
 
@@ -47,9 +50,11 @@ public final class PhysicalMemory {
         let sorted = regions.sorted { $0.base < $1.base }
         self.regions = sorted
         self.access = access
-        count = sorted.count
-        table = .allocate(capacity: max(sorted.count, 1))
-        table.initialize(from: sorted, count: sorted.count)
+        if case .mapped = access { isMapped = true } else { isMapped = false }
+        let bySize = sorted.sorted { $0.length > $1.length }
+        count = bySize.count
+        table = .allocate(capacity: max(bySize.count, 1))
+        table.initialize(from: bySize, count: bySize.count)
     }
 
     deinit { table.deallocate() }
@@ -71,12 +76,27 @@ public final class PhysicalMemory {
     public var size: UInt64 { regions.reduce(0) { $0 &+ $1.length } }
 
     /// The host address of `length` bytes of RAM at `address`, where all of them lie in one region.
-    @inlinable func hostAddress(of address: GuestPhysicalAddress, length: Int) -> UInt64? {
+    @usableFromInline func hostAddress(of address: GuestPhysicalAddress, length: Int) -> UInt64? {
         for index in 0..<count {
             let region = table[index]
             let offset = address.rawValue &- region.base.rawValue
             if offset < region.length {
                 return region.length &- offset >= UInt64(length) ? region.hostAddress &+ offset : nil
+            }
+        }
+        return nil
+    }
+
+    /// Where `length` bytes of RAM at `address` are mapped in this process, if they are.
+    @inline(__always) @inlinable func mapping(
+        of address: GuestPhysicalAddress, length: Int
+    ) -> UnsafeRawPointer? {
+        guard isMapped else { return nil }
+        for index in 0..<count {
+            let offset = address.rawValue &- table[index].base.rawValue
+            let size = table[index].length
+            if offset < size, size &- offset >= UInt64(truncatingIfNeeded: length) {
+                return UnsafeRawPointer(bitPattern: UInt(truncatingIfNeeded: table[index].hostAddress &+ offset))
             }
         }
         return nil
@@ -88,25 +108,29 @@ public final class PhysicalMemory {
         at address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer
     ) throws(MemoryError) {
         guard let destination = buffer.baseAddress, buffer.count > 0 else { return }
+        if let source = mapping(of: address, length: buffer.count) {
+            destination.copyMemory(from: source, byteCount: buffer.count)
+            return
+        }
         if let host = hostAddress(of: address, length: buffer.count) {
-            if case .mapped = access, let source = UnsafeRawPointer(bitPattern: UInt(host)) {
-                destination.copyMemory(from: source, byteCount: buffer.count)
-                return
-            }
             return try readElsewhere(at: address, host: host, into: buffer)
         }
         try readAcrossRegions(at: address, into: buffer)
     }
 
     /// Loads an integer from RAM at `address`. An aligned one is read in one piece.
-    @inlinable public func load<Value: FixedWidthInteger & BitwiseCopyable>(
+    @inline(__always) @inlinable public func load<Value: FixedWidthInteger & BitwiseCopyable>(
         _ type: Value.Type, at address: GuestPhysicalAddress
     ) throws(MemoryError) -> Value {
-        if case .mapped = access, let host = hostAddress(of: address, length: MemoryLayout<Value>.size),
-            let source = UnsafeRawPointer(bitPattern: UInt(host))
-        {
+        if let source = mapping(of: address, length: MemoryLayout<Value>.size) {
             return Value(littleEndian: source.loadUnaligned(as: Value.self))
         }
+        return try loadElsewhere(type, at: address)
+    }
+
+    @inline(never) @inlinable func loadElsewhere<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ type: Value.Type, at address: GuestPhysicalAddress
+    ) throws(MemoryError) -> Value {
         var value: Value = 0
         let size = MemoryLayout<Value>.size
         try withUnsafeMutablePointer(to: &value) { (pointer) throws(MemoryError) in

@@ -1,3 +1,5 @@
+import X86
+
 /// Where a linear address lies in physical memory, and what may be done with its page.
 public struct Translation: Hashable, Sendable {
     /// What the paging structures allow, all levels taken together. Intel SDM volume 3, 4.6.
@@ -12,6 +14,13 @@ public struct Translation: Hashable, Sendable {
         public static let executable = Rights(rawValue: 4)
         /// The translation outlives a change of CR3 in the TLB.
         public static let global = Rights(rawValue: 8)
+
+        /// From the bits that all entries of a walk have in common, those that any has, and the last entry.
+        @inlinable init(common: UInt64, any: UInt64, last: PageTableEntry) {
+            // R/W and U/S are bits 1 and 2, G is bit 8, XD is bit 63.
+            let granted = (common >> 1) & 3 | (last.rawValue >> 5) & 8 | (~any >> 61) & 4
+            self.init(rawValue: UInt8(truncatingIfNeeded: granted))
+        }
     }
 
     public var physical: GuestPhysicalAddress

@@ -21,6 +21,13 @@ public struct VirtualMemory: TranslatedMemory {
     ///   `notRAM` where a table lies outside RAM; `notCanonical`. That the page itself is RAM is found out by
     ///   reading it.
     @inlinable public func translate(_ address: GuestVirtualAddress) throws(MemoryError) -> Translation {
+        if case .fourLevel = space.mode { return try walk(address, from: 4) }
+        return try translateInOtherModes(address)
+    }
+
+    @usableFromInline func translateInOtherModes(
+        _ address: GuestVirtualAddress
+    ) throws(MemoryError) -> Translation {
         switch space.mode {
         case .fourLevel: return try walk(address, from: 4)
         case .fiveLevel: return try walk(address, from: 5)
@@ -35,11 +42,13 @@ public struct VirtualMemory: TranslatedMemory {
     }
 
     /// 4- and 5-level paging. Intel SDM volume 3, 4.5.
-    @inlinable func walk(_ address: GuestVirtualAddress, from levels: Int) throws(MemoryError) -> Translation {
-        guard space.mode.isCanonical(address) else { throw .notCanonical(address) }
-        return try descend(
-            address, table: space.root & PageTableEntry.addressMask, from: levels, reserved: 0,
-            rights: [.writable, .user, .executable])
+    @inline(__always) @inlinable func walk(
+        _ address: GuestVirtualAddress, from levels: Int
+    ) throws(MemoryError) -> Translation {
+        let unused = Int64(truncatingIfNeeded: 52 &- 9 &* levels)
+        let extended = (Int64(bitPattern: address.rawValue) &<< unused) &>> unused
+        guard UInt64(bitPattern: extended) == address.rawValue else { throw .notCanonical(address) }
+        return try descend(address, table: space.root & PageTableEntry.addressMask, from: levels, reserved: 0)
     }
 
     /// PAE paging: four pointers, then two levels of 64-bit entries. Intel SDM volume 3, 4.4. The processor
@@ -53,51 +62,57 @@ public struct VirtualMemory: TranslatedMemory {
         guard pointer.rawValue & 0xfff0_0000_0000_01e6 == 0 else {
             throw .reservedBits(address, entry: pointer.rawValue, level: 3)
         }
-        return try descend(
-            address, table: pointer.address, from: 2, reserved: 0x7ff0_0000_0000_0000,
-            rights: [.writable, .user, .executable])
+        return try descend(address, table: pointer.address, from: 2, reserved: 0x7ff0_0000_0000_0000)
     }
 
     /// Walks tables of 64-bit entries down to the page.
-    /// - Parameter reserved: bits that must be zero at every level.
-    @inlinable func descend(
-        _ address: GuestVirtualAddress, table root: UInt64, from levels: Int, reserved: UInt64,
-        rights: Translation.Rights
+    /// - Parameter reserved: bits that must be zero at every level, bit 63 aside.
+    @inline(__always) @inlinable func descend(
+        _ address: GuestVirtualAddress, table root: UInt64, from levels: Int, reserved: UInt64
     ) throws(MemoryError) -> Translation {
+        let reserved = space.executeDisableEnabled ? reserved : reserved | 1 << 63
+        // Only P, of P, PS and the reserved bits: an entry that leads to another table.
+        let tableBits = reserved | 1 << 7 | 1
         var table = root
-        var rights = rights
+        // Rights are what all levels grant, execution what none forbids.
+        var common = UInt64.max
+        var any: UInt64 = 0
         var level = levels
         while true {
-            let shift = UInt64(12 &+ 9 &* (level &- 1))
+            let shift = UInt64(truncatingIfNeeded: 3 &+ 9 &* level)
             let index = (address.rawValue &>> shift) & 511
             let entry = PageTableEntry(try physical.load(UInt64.self, at: GuestPhysicalAddress(table &+ index &* 8)))
-            guard entry.isPresent else { throw .notPresent(address, entry: entry.rawValue, level: level) }
-            if !entry.isWritable { rights.remove(.writable) }
-            if !entry.isUser { rights.remove(.user) }
-            var mustBeZero = reserved
-            if entry.isExecuteDisabled {
-                rights.remove(.executable)
-                if !space.executeDisableEnabled { mustBeZero |= 1 << 63 }
+            common &= entry.rawValue
+            any |= entry.rawValue
+            if level > 1, entry.rawValue & tableBits == 1 {
+                table = entry.address
+                level &-= 1
+                continue
             }
-            let mapsPage = level == 1 || (level <= 3 && entry.isLargePage)
+            try Self.checkPage(entry, of: address, level: level, reserved: reserved)
             let offsetMask = (UInt64(1) &<< shift) &- 1
-            if level > 3 {
-                mustBeZero |= 1 << 7
-            } else if mapsPage, level > 1 {
-                // From the page's lowest address bit down to bit 13; bit 12 is PAT.
-                mustBeZero |= offsetMask & ~0x1fff
-            }
-            guard entry.rawValue & mustBeZero == 0 else {
-                throw .reservedBits(address, entry: entry.rawValue, level: level)
-            }
-            if mapsPage {
-                if entry.isGlobal { rights.insert(.global) }
-                return Translation(
-                    physical: GuestPhysicalAddress(entry.address & ~offsetMask | address.rawValue & offsetMask),
-                    pageSize: offsetMask &+ 1, rights: rights, entry: entry.rawValue)
-            }
-            table = entry.address
-            level &-= 1
+            return Translation(
+                physical: GuestPhysicalAddress(entry.address & ~offsetMask | address.rawValue & offsetMask),
+                pageSize: offsetMask &+ 1, rights: .init(common: common, any: any, last: entry),
+                entry: entry.rawValue)
+        }
+    }
+
+    /// Throws unless `entry` maps a page at `level`.
+    @inline(__always) @inlinable static func checkPage(
+        _ entry: PageTableEntry, of address: GuestVirtualAddress, level: Int, reserved: UInt64
+    ) throws(MemoryError) {
+        guard entry.isPresent else { throw .notPresent(address, entry: entry.rawValue, level: level) }
+        var mustBeZero = reserved
+        if level > 3 {
+            // PS: no page is that large.
+            mustBeZero |= 1 << 7
+        } else if level > 1 {
+            // From the page's lowest address bit down to bit 13; bit 12 is PAT.
+            mustBeZero |= ((UInt64(1) &<< UInt64(truncatingIfNeeded: 3 &+ 9 &* level)) &- 1) & ~0x1fff
+        }
+        guard entry.rawValue & mustBeZero == 0 else {
+            throw .reservedBits(address, entry: entry.rawValue, level: level)
         }
     }
 

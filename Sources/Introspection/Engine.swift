@@ -121,6 +121,7 @@ public final class Engine {
 
     private func arm(_ survey: GuestSurvey) throws(EngineError) {
         let found = try host { () throws(HypervisorError) in try machine.runState() }
+        let pausedBefore = effects.pausedTime
         let slack = try? survey.slack.get().address
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
@@ -146,7 +147,7 @@ public final class Engine {
                 Attachment(
                     machine: machine.identity, kernel: survey.kernel.identity, powerFunction: survey.powerFunction,
                     mechanism: "patchless: an execution breakpoint on the function's entry",
-                    memoryAccess: machine.memoryAccess, runState: found, paused: effects.pausedTime)))
+                    memoryAccess: machine.memoryAccess, runState: found, paused: effects.pausedTime - pausedBefore)))
     }
 
     // MARK: Events

@@ -135,7 +135,7 @@ extension QEMUMachine: ControllableMachine {
 
     public func resume() throws(HypervisorError) {
         // A guest that went to sleep while it stood must not be started: nothing would wake it.
-        try qmp.takeInput()
+        qmp.takeInput()
         if qmp.events.last(where: { $0.name == "SUSPEND" || $0.name == "WAKEUP" })?.name == "SUSPEND" { return }
         try control().resume()
     }

@@ -76,48 +76,43 @@ extension QEMUMachine: VirtualMachine {
 
     public func nextEvent(until deadline: Deadline) throws(HypervisorError) -> MachineEvent? {
         while true {
-            do {
+            do throws(HypervisorError) {
                 if let event = try pendingEvent() { return event }
+                try qmp.checkOpen()
                 try guardian?.check()
-                var descriptors = [qmp.socket.descriptor]
-                if let stub { descriptors.append(stub.socket.descriptor) }
-                if let guardian { descriptors.append(guardian.descriptor) }
-                if wakeDescriptor >= 0 { descriptors.append(wakeDescriptor) }
-                let ready = try pulse.waitForInput(descriptors, until: deadline)
-                if wakeDescriptor >= 0, ready.last == true {
-                    var byte: UInt8 = 0
-                    _ = read(wakeDescriptor, &byte, 1)
-                    return .interrupted
-                }
-                if !ready.contains(true) { return nil }
-                // The debug connection first: QEMU writes a stop there before it says STOP here.
-                if let stop = try pendingStop() { return stop }
-                try qmp.takeInput()
-            } catch .gone(let reason) {
+            } catch {
+                guard case .gone(let reason) = error else { throw error }
                 // Closed sockets look the same whether QEMU ended or the guardian shut them.
-                if let guardian, guardian.hasTakenOver { throw .takenOver }
-                if let event = finalEvent() { return event }
+                try guardian?.check()
                 return .gone(reason: reason)
             }
-        }
-    }
-
-    /// What had arrived before the connections closed.
-    private func finalEvent() -> MachineEvent? {
-        while let event = qmp.takeEvent() {
-            if let host = hostEvent(event) { return .host(host) }
-        }
-        return nil
-    }
-
-    private func pendingEvent() throws(HypervisorError) -> MachineEvent? {
-        if let stop = try pendingStop() { return stop }
-        while let event = qmp.takeEvent() {
-            // A stop reply that was on its way is here now, and is the account that STOP is held against.
-            if event.name == "STOP", let stop = try pendingStop() {
-                stub?.stopsToBeReported -= 1
-                return stop
+            var descriptors = [qmp.socket.descriptor]
+            if let stub { descriptors.append(stub.socket.descriptor) }
+            if let guardian { descriptors.append(guardian.descriptor) }
+            if wakeDescriptor >= 0 { descriptors.append(wakeDescriptor) }
+            let ready = try pulse.waitForInput(descriptors, until: deadline)
+            if wakeDescriptor >= 0, ready.last == true {
+                var byte: UInt8 = 0
+                _ = read(wakeDescriptor, &byte, 1)
+                return .interrupted
             }
+            if !ready.contains(true) { return nil }
+            qmp.takeInput()
+        }
+    }
+
+    /// The next event among those that have arrived.
+    private func pendingEvent() throws(HypervisorError) -> MachineEvent? {
+        // QEMU writes a stop to the debug connection before it says STOP by QMP, so that when QMP is read
+        // first, whatever STOP is found there has its stop reply here.
+        qmp.takeInput()
+        do throws(HypervisorError) {
+            if let stop = try pendingStop() { return stop }
+        } catch {
+            // The debug connection's end is the machine's end, but what QMP said before it comes first.
+            guard case .gone = error, qmp.hasEvents else { throw error }
+        }
+        while let event = qmp.takeEvent() {
             if let host = hostEvent(event) { return .host(host) }
         }
         return nil

@@ -19,6 +19,8 @@ final class QMPClient {
     /// How long QEMU may take to greet. Another client's socket never does.
     static let greetingTimeout = Duration.seconds(2)
 
+    private static let ended = "QEMU closed its QMP connection: it ended"
+
     let socket: Socket
     let pulse: Pulse
     /// Events not yet taken, oldest first.
@@ -41,6 +43,7 @@ final class QMPClient {
     func negotiate(target: String) throws(HypervisorError) -> String {
         let deadline = ContinuousClock.now + Self.greetingTimeout
         while greeting == nil {
+            guard !socket.atEnd else { throw .cannotConnect(target: target, reason: "it closed the connection") }
             guard ContinuousClock.now < deadline else { throw .heldByAnotherClient(target: target) }
             try receive(until: deadline)
         }
@@ -88,6 +91,7 @@ final class QMPClient {
                 }
                 return answer["return"] ?? .null
             }
+            try checkOpen()
             guard ContinuousClock.now < deadline else { throw .timedOut(waitingFor: "QEMU to answer \(command)") }
             try receive(until: deadline)
         }
@@ -101,19 +105,19 @@ final class QMPClient {
         return text
     }
 
+    var hasEvents: Bool { !events.isEmpty }
+
     /// Takes the oldest event.
     func takeEvent() -> QMPEvent? { events.isEmpty ? nil : events.removeFirst() }
 
     /// Waits for input, until `deadline` at the latest, and takes it in.
     func receive(until deadline: Deadline) throws(HypervisorError) {
         _ = try pulse.waitForInput([socket.descriptor], until: deadline)
-        try takeInput()
+        takeInput()
     }
 
     /// Takes in whatever has arrived.
-    /// - Throws: `gone` where QEMU closed the connection and nothing is left to take.
-    func takeInput() throws(HypervisorError) {
-        let before = input.count
+    func takeInput() {
         socket.drain(into: &input)
         while let end = input.firstIndex(of: UInt8(ascii: "\n")) {
             let line = Data(input[..<end])
@@ -121,9 +125,11 @@ final class QMPClient {
             guard let message = try? JSONDecoder().decode(JSONValue.self, from: line) else { continue }
             take(message)
         }
-        if socket.atEnd && input.count == before && events.isEmpty {
-            throw .gone("QEMU closed its QMP connection: it ended")
-        }
+    }
+
+    /// Throws `gone` where QEMU closed the connection: nothing will come any more.
+    func checkOpen() throws(HypervisorError) {
+        if socket.atEnd { throw .gone(Self.ended) }
     }
 
     private func take(_ message: JSONValue) {

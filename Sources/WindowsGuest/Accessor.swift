@@ -90,7 +90,9 @@ struct AccessorDecoder {
                 address = GuestVirtualAddress(target)
                 continue
             }
-            guard instruction.flow == .sequential else { throw unexpected("it branches or calls (\(instruction.mnemonic))") }
+            guard instruction.flow == .sequential else {
+                throw unexpected("it branches or calls (\(instruction.mnemonic))")
+            }
             try execute(instruction)
             address = GuestVirtualAddress(instruction.nextAddress)
         }

@@ -43,7 +43,8 @@ public enum DiscoveryError: Error, Hashable, Sendable {
         switch self {
         case .pagingOff, .notLongMode, .stillBooting, .notVisible, .notYet: true
         case .noKernel, .unreadable, .malformed, .missingExport, .unexpectedCode, .ambiguous, .disagreement,
-            .notFound: false
+            .notFound:
+            false
         }
     }
 }

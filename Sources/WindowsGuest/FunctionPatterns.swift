@@ -69,9 +69,9 @@ public struct FunctionPatterns: Hashable, Sendable {
         _ node: Node, _ what: String, _ source: String
     ) throws(PatternFileError) -> (ClosedRange<UInt32>, [UInt16]) {
         func problem(_ text: String) -> PatternFileError { .init(source: source, problem: "\(what): \(text)") }
-        guard let minimum = node["min_ver"]?.int, let maximum = node["max_ver"]?.int,
-            let first = UInt32(exactly: minimum), let last = UInt32(exactly: maximum), first <= last
-        else { throw problem("min_ver and max_ver are no range of builds") }
+        guard let first = build(node["min_ver"]), let last = build(node["max_ver"]), first <= last else {
+            throw problem("min_ver and max_ver are no range of builds")
+        }
         guard let rows = node["pattern"]?["code"]?.sequence else { throw problem("it has no code") }
         var elements: [UInt16] = []
         for row in rows {
@@ -84,6 +84,15 @@ public struct FunctionPatterns: Hashable, Sendable {
             }
         }
         return (first...last, elements)
+    }
+
+    /// A build number, or one of the names that stand for "from the first" and "to the last".
+    private static func build(_ node: Node?) -> UInt32? {
+        switch node?.string {
+        case "WIN_PATTERN_MIN_VERSION_ANY": 0
+        case "WIN_PATTERN_MAX_VERSION_ANY": .max
+        default: node?.int.flatMap { UInt32(exactly: $0) }
+        }
     }
 
     /// Reads one file, or all `.yaml` files of a folder that hold function patterns, in order of their names.

@@ -48,7 +48,8 @@ public struct KernelMemory: TranslatedMemory {
         }
         guard let shared else { throw error }
         if shared & 1 != 0 {
-            return translation(of: address, page: GuestPhysicalAddress(shared & PageTableEntry.addressMask), entry: entry)
+            return translation(
+                of: address, page: GuestPhysicalAddress(shared & PageTableEntry.addressMask), entry: entry)
         }
         // In a prototype entry bit 10 marks a page that is still in its file.
         if case .transition(let page) = NotPresentPage(entry: shared) {

@@ -65,13 +65,17 @@ public struct KernelOffsets: Hashable, Sendable {
     private func verifyLinks(of kernel: WindowsKernel) throws(DiscoveryError) {
         let links = kernel.initialSystemProcess + activeProcessLinks
         let memory = kernel.memory
-        let (forward, backward, id) = try reading("the System process's links at \(links)") { () throws(MemoryError) in
-            let next = try memory.pointer(at: links)
-            let previous = try memory.pointer(at: links + 8)
-            return (
-                try memory.pointer(at: next + 8), try memory.pointer(at: previous),
+        let (next, previous, id) = try reading("the System process's links at \(links)") { () throws(MemoryError) in
+            (
+                try memory.pointer(at: links), try memory.pointer(at: links + 8),
                 try memory.load(UInt64.self, at: kernel.initialSystemProcess + uniqueProcessID)
             )
+        }
+        guard next.rawValue != 0, previous.rawValue != 0, id != 0 else {
+            throw .stillBooting("the System process is not on the list of processes yet")
+        }
+        let (forward, backward) = try reading("the System process's neighbours") { () throws(MemoryError) in
+            (try memory.pointer(at: next + 8), try memory.pointer(at: previous))
         }
         guard forward == links, backward == links else {
             throw .malformed("the System process is on no list through its ActiveProcessLinks", at: links)

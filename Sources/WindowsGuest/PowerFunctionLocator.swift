@@ -113,6 +113,7 @@ public struct PowerFunctionLocator {
     }
 
     private func exportedName(of address: GuestVirtualAddress) -> String? {
-        kernel.exports.exports.first { kernel.base + UInt64($0.value.rva) == address && $0.key != Self.functionName }?.key
+        kernel.exports.exports.first { kernel.base + UInt64($0.value.rva) == address && $0.key != Self.functionName }?
+            .key
     }
 }

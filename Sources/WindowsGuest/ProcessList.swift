@@ -18,6 +18,9 @@ public struct ProcessList {
     /// A list longer than this is taken for garbage.
     public static let maximumProcesses = 1 << 14
 
+    /// Walks of the list before its state is taken for what it is.
+    static let attempts = 3
+
     let kernel: WindowsKernel
     let offsets: KernelOffsets
 
@@ -28,9 +31,16 @@ public struct ProcessList {
 
     /// All processes, from the System process on, in the order they were created.
     ///
-    /// The list changes while it is read: an entry that stops making sense ends in an error that can be
-    /// retried, as does a page that is not resident.
+    /// The list of a running guest changes while it is read, so a walk that stops making sense is repeated.
+    /// - Throws: `malformed` where none of the walks makes sense; `notYet` where a page is not resident.
     public func processes() throws(DiscoveryError) -> [GuestProcess] {
+        for _ in 1..<Self.attempts {
+            if let found = try? walk() { return found }
+        }
+        return try walk()
+    }
+
+    private func walk() throws(DiscoveryError) -> [GuestProcess] {
         var found: [GuestProcess] = []
         var seen: Set<GuestVirtualAddress> = []
         let first = kernel.initialSystemProcess + offsets.activeProcessLinks

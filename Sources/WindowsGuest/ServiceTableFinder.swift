@@ -70,15 +70,13 @@ struct ServiceTableFinder {
                 try reader.instruction(at: next)
             }
             guard let instruction = decoded else { return nil }
-            if instruction.mnemonic == .lea, let target = instruction.operands[1].memory?.absoluteAddress {
-                if instruction.destination == .r10 {
-                    r10 = target
-                    r11 = nil
-                } else if instruction.destination == .r11 {
-                    r11 = target
-                    if let r10 { return GuestVirtualAddress(r10) }
-                }
+            let loaded = instruction.mnemonic == .lea ? instruction.operands[1].memory?.absoluteAddress : nil
+            if let loaded, instruction.destination == .r11 {
+                // The two tables are loaded one right after the other.
+                if let r10 { return GuestVirtualAddress(r10) }
+                r11 = loaded
             }
+            r10 = instruction.destination == .r10 ? loaded : nil
             if instruction.isUnconditionalJump {
                 if let target = instruction.relativeTarget {
                     address = GuestVirtualAddress(target)

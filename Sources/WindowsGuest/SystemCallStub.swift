@@ -29,7 +29,8 @@ public enum SystemCallStub {
             case (2..., _) where instruction.isConditionalJump: break
             default:
                 throw .unexpectedCode(
-                    function: name, at: address, "\(instruction.mnemonic) is no part of a system-call stub: it is hooked")
+                    function: name, at: address,
+                    "\(instruction.mnemonic) is no part of a system-call stub: it is hooked")
             }
             next = GuestVirtualAddress(instruction.nextAddress)
         }

@@ -9,13 +9,13 @@ final class EventRenderer {
     private let start = ContinuousClock.now
     /// Shown before each line of text.
     var prefix = ""
-    /// Sees each event before it is written.
+    /// Sees each event after it was written.
     var observer: ((EngineEvent) -> Void)?
 
     init(_ format: OutputFormat) { self.format = format }
 
     func render(_ event: EngineEvent) {
-        observer?(event)
+        defer { observer?(event) }
         switch format {
         case .text: print(line: TextRendering.lines(event).map { time + prefix + $0 }.joined(separator: "\n"))
         case .json: print(line: JSONRendering.line(event).text)

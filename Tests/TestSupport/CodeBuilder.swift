@@ -15,7 +15,9 @@ public struct CodeBuilder {
     public mutating func emit(_ code: UInt8...) { bytes += code }
     public mutating func emit(_ code: [UInt8]) { bytes += code }
 
-    public mutating func emit32(_ value: UInt32) { bytes += (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) } }
+    public mutating func emit32(_ value: UInt32) {
+        bytes += (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+    }
 
     /// Pads with INT3, as compilers do between functions, and gives the place a name.
     public mutating func function(_ name: String, alignment: Int = 16) {

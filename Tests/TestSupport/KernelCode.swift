@@ -35,7 +35,8 @@ struct KernelCode {
                 section("PAGELK", lock, SyntheticImage.Section.code),
                 section(".rdata", table, SyntheticImage.Section.readOnly, size: 0x2000),
                 section(".data", data, SyntheticImage.Section.data, size: 0x1000),
-                .init(name: "INIT", rva: 0x9000, virtualSize: 0x800,
+                .init(
+                    name: "INIT", rva: 0x9000, virtualSize: 0x800,
                     characteristics: SyntheticImage.Section.discardableCode),
             ], exportRVA: 0x7000)
         for name in Self.exported where !options.withoutExports.contains(name) { image.exports[name] = symbols[name]! }
@@ -129,7 +130,9 @@ struct KernelCode {
         stub("ZwClose", Layout.closeNumber)
         stub("ZwQuerySystemInformation", Layout.queryNumber)
         stub("ZwSetSystemPowerState", Layout.powerNumber)
-        for name in ["NtClose", "NtQuerySystemInformation", "NtNotImplemented", "KeDelayExecutionThread", "KeBugCheckEx"] {
+        for name in [
+            "NtClose", "NtQuerySystemInformation", "NtNotImplemented", "KeDelayExecutionThread", "KeBugCheckEx",
+        ] {
             text.function(name)
             text.emit(0x33, 0xc0, 0xc3)  // xor eax, eax; ret
         }
@@ -143,11 +146,12 @@ struct KernelCode {
         lock.emit(options.powerFunctionPrologue)
         lock.call("PopUnrelated")
         lock.emit(0x84, 0xc0, 0x74, 0x06)  // test al, al; je +6: over the call and the RET
-        let target = switch options.reentryDepth {
-        case nil: "PopUnrelated"
-        case 0: "ZwSetSystemPowerState"
-        default: "PopReenter1"
-        }
+        let target =
+            switch options.reentryDepth {
+            case nil: "PopUnrelated"
+            case 0: "ZwSetSystemPowerState"
+            default: "PopReenter1"
+            }
         if options.reentryByTailJump { lock.jump(target) } else { lock.call(target) }
         lock.emit(0xc3)
         lock.emit(0xff, 0xd0, 0xc3)  // call rax; ret
@@ -183,12 +187,13 @@ struct KernelCode {
     private mutating func serviceTable(_ symbols: [String: UInt32]) {
         table.label("KiServiceTable")
         for number in 0..<options.serviceCount {
-            let name = switch number {
-            case Layout.closeNumber: "NtClose"
-            case Layout.queryNumber: "NtQuerySystemInformation"
-            case Layout.powerNumber: "NtSetSystemPowerState"
-            default: "NtNotImplemented"
-            }
+            let name =
+                switch number {
+                case Layout.closeNumber: "NtClose"
+                case Layout.queryNumber: "NtQuerySystemInformation"
+                case Layout.powerNumber: "NtSetSystemPowerState"
+                default: "NtNotImplemented"
+                }
             table.emit32((symbols[name]! &- 0x6000) << 4)
         }
     }

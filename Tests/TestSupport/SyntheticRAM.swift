@@ -33,7 +33,8 @@ public final class SyntheticRAM {
     public func allocate(pages: Int = 1, alignment: UInt64 = 4096) -> UInt64 {
         nextPage = (nextPage + alignment - 1) & ~(alignment - 1)
         defer { nextPage += UInt64(pages) * 4096 }
-        precondition(nextPage + UInt64(pages) * 4096 <= base.rawValue + UInt64(bytes.count), "the test's RAM is too small")
+        precondition(
+            nextPage + UInt64(pages) * 4096 <= base.rawValue + UInt64(bytes.count), "the test's RAM is too small")
         return nextPage
     }
 
@@ -65,4 +66,9 @@ public struct SeededGenerator: RandomNumberGenerator {
         mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
         return mixed ^ (mixed >> 31)
     }
+}
+
+/// This process, as the operating system numbers it.
+public enum ProcessIdentity {
+    public static var current: Int32 { getpid() }
 }

@@ -22,9 +22,11 @@ struct UserImage {
         var image = SyntheticImage(
             name: "ntdll.dll", size: 0x3000,
             sections: [
-                .init(name: ".text", rva: 0x1000, virtualSize: 0x1000, characteristics: SyntheticImage.Section.code,
+                .init(
+                    name: ".text", rva: 0x1000, virtualSize: 0x1000, characteristics: SyntheticImage.Section.code,
                     contents: code.bytes),
-                .init(name: ".rdata", rva: 0x2000, virtualSize: 0x1000,
+                .init(
+                    name: ".rdata", rva: 0x2000, virtualSize: 0x1000,
                     characteristics: SyntheticImage.Section.readOnly),
             ], exportRVA: 0x2000)
         image.exports = code.symbols

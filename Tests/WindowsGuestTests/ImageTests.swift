@@ -15,12 +15,14 @@ import WindowsGuest
         #expect({ if case .malformed = error { true } else { false } }(), sourceLocation: sourceLocation)
     }
 
-    @Test("Headers with impossible values are refused", arguments: [
-        (0x00, UInt32(0)), (0x3c, 0xfff0), (0x3c, UInt32.max), (0x100, 0), (0x104, 0x0001_014c),
-        (0x104, 0xffff_8664), (0x104, 0x0000_8664), (0x118, 0x10b), (0x118 + 56, 0), (0x118 + 56, UInt32.max),
-        (0x118 + 112, UInt32.max), (0x118 + 116, UInt32.max), (0x118 + 116, 8), (0x118 + 240 + 12, UInt32.max),
-        (0x118 + 240 + 8, UInt32.max),
-    ] as [(Int, UInt32)])
+    @Test(
+        "Headers with impossible values are refused",
+        arguments: [
+            (0x00, UInt32(0)), (0x3c, 0xfff0), (0x3c, UInt32.max), (0x100, 0), (0x104, 0x0001_014c),
+            (0x104, 0xffff_8664), (0x104, 0x0000_8664), (0x118, 0x10b), (0x118 + 56, 0), (0x118 + 56, UInt32.max),
+            (0x118 + 112, UInt32.max), (0x118 + 116, UInt32.max), (0x118 + 116, 8), (0x118 + 240 + 12, UInt32.max),
+            (0x118 + 240 + 8, UInt32.max),
+        ] as [(Int, UInt32)])
     func impossibleHeader(offset: Int, value: UInt32) throws {
         #expect(throws: Never.self) { try PEImage(at: base, in: memory) }
         guest.write(value, at: guest.base + UInt64(offset))
@@ -34,9 +36,11 @@ import WindowsGuest
         #expect(error.canBeRetried)
     }
 
-    @Test("An export directory with huge counts, or arrays outside the image, is refused", arguments: [
-        (20, UInt32.max), (24, UInt32.max), (24, 0x1_0000), (28, UInt32.max), (32, 0xafff), (36, UInt32.max),
-    ] as [(UInt64, UInt32)])
+    @Test(
+        "An export directory with huge counts, or arrays outside the image, is refused",
+        arguments: [
+            (20, UInt32.max), (24, UInt32.max), (24, 0x1_0000), (28, UInt32.max), (32, 0xafff), (36, UInt32.max),
+        ] as [(UInt64, UInt32)])
     func impossibleExports(offset: UInt64, value: UInt32) throws {
         let image = try PEImage(at: base, in: memory)
         guest.write(value, at: directory + offset)

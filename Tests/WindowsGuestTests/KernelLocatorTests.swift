@@ -139,7 +139,9 @@ import X86
         #expect(throws: DiscoveryError.self) { try guest.locate() }
     }
 
-    @Test("Garbage anywhere in what discovery reads is an error or a find, never a trap", arguments: 1...6 as ClosedRange<UInt64>)
+    @Test(
+        "Garbage anywhere in what discovery reads is an error or a find, never a trap",
+        arguments: 1...60 as ClosedRange<UInt64>)
     func fuzz(seed: UInt64) {
         var random = SeededGenerator(seed: seed)
         for _ in 0..<40 {
@@ -183,10 +185,12 @@ import X86
         #expect(InterruptGate(low: 0x1234_ef00_0010_5678, high: 0)?.kind == .trap)
     }
 
-    @Test("Absent, wrongly typed, reserved-bit and selector-less gates are none", arguments: [
-        good & ~(1 << 47), good & ~(0xf << 40) | 0xc << 40, good | 1 << 44, good & ~(0xffff << 16), good | 1 << 36,
-        good & ~(0xf << 40) | 0x5 << 40,
-    ])
+    @Test(
+        "Absent, wrongly typed, reserved-bit and selector-less gates are none",
+        arguments: [
+            good & ~(1 << 47), good & ~(0xf << 40) | 0xc << 40, good | 1 << 44, good & ~(0xffff << 16), good | 1 << 36,
+            good & ~(0xf << 40) | 0x5 << 40,
+        ])
     func unusable(low: UInt64) {
         #expect(InterruptGate(low: low, high: 0xffff_f800) == nil)
         #expect(InterruptGate(low: Self.good, high: 0xffff_f800) != nil)

@@ -28,7 +28,9 @@ import WindowsGuest
         #expect(NotPresentPage(entry: 0x8a01_2345_6780_0c00) == .prototype(GuestVirtualAddress(0xffff_8a01_2345_6780)))
         #expect(NotPresentPage(entry: 0xffff_ffff_0000_0480) == .addressDescriptor)
         #expect(NotPresentPage(entry: 0x0000_4321_0000_2080) == .pagefile(number: 2, offset: 0x4321))
-        #expect(NotPresentPage(entry: 0x0000_4321_0000_2084, layout: .untilVersion1709) == .pagefile(number: 2, offset: 0x4321))
+        #expect(
+            NotPresentPage(entry: 0x0000_4321_0000_2084, layout: .untilVersion1709)
+                == .pagefile(number: 2, offset: 0x4321))
         #expect(NotPresentPage(entry: 0x80) == .demandZero)
         #expect(NotPresentPage.Layout(build: 7601) == .untilVersion1709)
         #expect(NotPresentPage.Layout(build: 17763) == .sinceVersion1803)

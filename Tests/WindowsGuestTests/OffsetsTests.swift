@@ -22,26 +22,30 @@ import WindowsGuest
         #expect(offsets.directoryTableBase == 0x28)
     }
 
-    @Test("A missing accessor is named", arguments: [
-        "ExGetPreviousMode", "PsGetProcessId", "PsGetProcessPeb", "PsGetProcessImageFileName", "PsGetThreadId",
-    ])
+    @Test(
+        "A missing accessor is named",
+        arguments: [
+            "ExGetPreviousMode", "PsGetProcessId", "PsGetProcessPeb", "PsGetProcessImageFileName", "PsGetThreadId",
+        ])
     func missing(name: String) throws {
         let kernel = try SyntheticKernel { $0.withoutExports = [name] }.locate()
         #expect(throws: DiscoveryError.missingExport(name)) { try KernelOffsets(of: kernel) }
     }
 
-    @Test("An accessor that branches, calls, writes, or never ends is an error with its name", arguments: [
-        [0xe9, 0xfb, 0xff, 0xff, 0xff],  // jmp to itself
-        [0xe8, 0, 0, 0, 0],  // call
-        [0x74, 0x00, 0xc3],  // je
-        [0x48, 0x89, 0x11],  // mov [rcx], rdx
-        [0xcc], [0x06], [0xc3],
-        [0x48, 0x8b, 0x81, 0xff, 0xff, 0xff, 0x7f, 0xc3],  // mov rax, [rcx+7FFFFFFFh]
-        [0x48, 0x8b, 0x81, 0xf0, 0xff, 0xff, 0xff, 0xc3],  // mov rax, [rcx-16]
-        [0x48, 0x8b, 0x01, 0x48, 0x8b, 0x00, 0xc3],  // two loads
-        [0x48, 0x8d, 0x41, 0x10, 0xc3],  // lea rax, [rcx+16]
-        [0x48, 0x8b, 0x04, 0xd1, 0xc3],  // mov rax, [rcx+rdx*8]
-    ] as [[UInt8]])
+    @Test(
+        "An accessor that branches, calls, writes, or never ends is an error with its name",
+        arguments: [
+            [0xe9, 0xfb, 0xff, 0xff, 0xff],  // jmp to itself
+            [0xe8, 0, 0, 0, 0],  // call
+            [0x74, 0x00, 0xc3],  // je
+            [0x48, 0x89, 0x11],  // mov [rcx], rdx
+            [0xcc], [0x06], [0xc3],
+            [0x48, 0x8b, 0x81, 0xff, 0xff, 0xff, 0x7f, 0xc3],  // mov rax, [rcx+7FFFFFFFh]
+            [0x48, 0x8b, 0x81, 0xf0, 0xff, 0xff, 0xff, 0xc3],  // mov rax, [rcx-16]
+            [0x48, 0x8b, 0x01, 0x48, 0x8b, 0x00, 0xc3],  // two loads
+            [0x48, 0x8d, 0x41, 0x10, 0xc3],  // lea rax, [rcx+16]
+            [0x48, 0x8b, 0x04, 0xd1, 0xc3],  // mov rax, [rcx+rdx*8]
+        ] as [[UInt8]])
     func oddlyShaped(code: [UInt8]) throws {
         let guest = SyntheticKernel()
         guest.write(code, at: guest.address("PsGetProcessId"))
@@ -71,6 +75,18 @@ import WindowsGuest
             let error = try #require(throws: DiscoveryError.self) { try KernelOffsets(of: kernel) }
             #expect(!error.canBeRetried)
         }
+    }
+}
+
+@Suite("The System process before it is listed") struct EarlySystemProcessTests {
+    @Test("Without links or an identifier the guest is still booting", arguments: [0x448, 0x450, 0x440] as [UInt64])
+    func early(offset: UInt64) throws {
+        let guest = SyntheticKernel()
+        guest.write(UInt64(0), at: guest.processes[0].object + offset)
+        let kernel = try guest.locate()
+        #expect(
+            throws: DiscoveryError.stillBooting("the System process is not on the list of processes yet")
+        ) { try KernelOffsets(of: kernel) }
     }
 }
 

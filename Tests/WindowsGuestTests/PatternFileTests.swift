@@ -28,14 +28,20 @@ import WindowsGuest
         #expect(file.name == "NtExample" && file.is64Bit && file.patterns.count == 1)
         #expect(file.patterns[0].builds == 7600...8000 && file.patterns[0].sectionHint == "PAGELK")
         #expect(file.patterns[0].bytes.elements == [0x48, 0x89, 0x5c, 0x24, 0x100, 0x55])
+        let open = try FunctionPatterns(
+            yaml: Self.good.replacingOccurrences(of: "min_ver: 7600", with: "min_ver: WIN_PATTERN_MIN_VERSION_ANY"),
+            source: "open.yaml")
+        #expect(open.patterns[0].builds == 0...8000)
         #expect(file.patterns(forBuild: 8001).isEmpty && file.patterns(forBuild: 7600).count == 1)
     }
 
-    @Test("What is no pattern file is refused with the file's name", arguments: [
-        ("", ""), ("!intro_update_win_function", "!something_else"), ("name: NtExample", "name:"),
-        ("guest64: True", "guest64: maybe"), ("min_ver: 7600", "min_ver: 9000"), ("min_ver: 7600", "min_ver: -1"),
-        ("[0x55]", "[x]"), ("[0x55]", "[0x10000]"), ("[0x55]", "0x55"), ("patterns:", "other:"), ("---", "{{{"),
-    ])
+    @Test(
+        "What is no pattern file is refused with the file's name",
+        arguments: [
+            ("", ""), ("!intro_update_win_function", "!something_else"), ("name: NtExample", "name:"),
+            ("guest64: True", "guest64: maybe"), ("min_ver: 7600", "min_ver: 9000"), ("min_ver: 7600", "min_ver: -1"),
+            ("[0x55]", "[x]"), ("[0x55]", "[0x10000]"), ("[0x55]", "0x55"), ("patterns:", "other:"), ("---", "{{{"),
+        ])
     func refused(what: String, with: String) throws {
         let text = what.isEmpty ? "" : Self.good.replacingOccurrences(of: what, with: with)
         let error = try #require(throws: PatternFileError.self) { try FunctionPatterns(yaml: text, source: "bad.yaml") }
@@ -47,7 +53,10 @@ import WindowsGuest
         let file = try FunctionPatterns(
             yaml: Self.good.replacingOccurrences(of: "0x100]", with: "0x101]"), source: "good.yaml")
         #expect(file.patterns.isEmpty)
-        #expect(file.rejected == ["pattern 0 of NtExample: element 4 of a pattern is 257, neither a byte nor the wildcard 256"])
+        #expect(
+            file.rejected == [
+                "pattern 0 of NtExample: element 4 of a pattern is 257, neither a byte nor the wildcard 256"
+            ])
         #expect(try FunctionPatterns(yaml: Self.good, source: "good.yaml").rejected.isEmpty)
     }
 
@@ -80,7 +89,9 @@ import WindowsGuest
         var random = SeededGenerator(seed: 17763)
         let file = try #require(files.first { $0.name == "NtSetSystemPowerState" && $0.is64Bit })
         for pattern in file.patterns {
-            let bytes = pattern.bytes.elements.map { $0 == 0x100 ? UInt8.random(in: 0...255, using: &random) : UInt8($0) }
+            let bytes = pattern.bytes.elements.map {
+                $0 == 0x100 ? UInt8.random(in: 0...255, using: &random) : UInt8($0)
+            }
             let guest = SyntheticKernel {
                 $0.build = pattern.builds.lowerBound
                 $0.powerFunctionPrologue = bytes

@@ -12,7 +12,8 @@ import WindowsGuest
         let lines = [
             "---", "!intro_update_win_function", "name: NtSetSystemPowerState", "guest64: True", "patterns:",
             "    -", "        !intro_update_win_pattern", "        section_hint: \(hint)", "        min_ver: \(first)",
-            "        max_ver: \(last)", "        pattern: !code_pattern", "            code:", "                - [\(row)]",
+            "        max_ver: \(last)", "        pattern: !code_pattern", "            code:",
+            "                - [\(row)]",
         ]
         return [try FunctionPatterns(yaml: lines.joined(separator: "\n"), source: "test")]
     }
@@ -190,9 +191,11 @@ import WindowsGuest
         }
     }
 
-    @Test("A descriptor with an impossible base or limit is refused", arguments: [
-        (0, UInt64(0x1234)), (0, UInt64.max & ~3), (16, 0x7f), (16, 0x1001), (16, UInt64(UInt32.max)),
-    ] as [(UInt64, UInt64)])
+    @Test(
+        "A descriptor with an impossible base or limit is refused",
+        arguments: [
+            (0, UInt64(0x1234)), (0, UInt64.max & ~3), (16, 0x7f), (16, 0x1001), (16, UInt64(UInt32.max)),
+        ] as [(UInt64, UInt64)])
     func impossible(offset: UInt64, value: UInt64) throws {
         let guest = SyntheticKernel()
         guest.write(value, at: guest.address("KeServiceDescriptorTable") + offset)
@@ -215,7 +218,9 @@ import WindowsGuest
         #expect(throws: DiscoveryError.self) { try ServiceTable(of: try guest.locate()) }
     }
 
-    @Test("Numbers beyond the table, and entries that lead to no code, are errors; the low four bits are no part of the address")
+    @Test(
+        "Numbers beyond the table, and entries that lead to no code, are errors; the low four bits are no part of the address"
+    )
     func entries() throws {
         let guest = SyntheticKernel()
         let kernel = try guest.locate()

@@ -70,14 +70,16 @@ import X86
         }
     }
 
-    @Test("Partial registers are parts of their whole one", arguments: [
-        ([0x8a, 0x80, 0x32, 0x02, 0, 0], Register.al),  // mov al, [rax+232h]
-        ([0xb8, 0x0f, 0, 0, 0], Register.eax),  // mov eax, 15
-        ([0x40, 0x8a, 0x20], Register.general(4, bits: 8)),  // mov spl, [rax]
-        ([0x8a, 0x20], Register(kind: .highByte, number: 0, bits: 8)),  // mov ah, [rax]
-        ([0x44, 0x8a, 0x38], Register.general(15, bits: 8)),  // mov r15b, [rax]
-        ([0x66, 0x8b, 0x18], Register.general(3, bits: 16)),  // mov bx, [rax]
-    ] as [([UInt8], Register)])
+    @Test(
+        "Partial registers are parts of their whole one",
+        arguments: [
+            ([0x8a, 0x80, 0x32, 0x02, 0, 0], Register.al),  // mov al, [rax+232h]
+            ([0xb8, 0x0f, 0, 0, 0], Register.eax),  // mov eax, 15
+            ([0x40, 0x8a, 0x20], Register.general(4, bits: 8)),  // mov spl, [rax]
+            ([0x8a, 0x20], Register(kind: .highByte, number: 0, bits: 8)),  // mov ah, [rax]
+            ([0x44, 0x8a, 0x38], Register.general(15, bits: 8)),  // mov r15b, [rax]
+            ([0x66, 0x8b, 0x18], Register.general(3, bits: 16)),  // mov bx, [rax]
+        ] as [([UInt8], Register)])
     func partial(bytes: [UInt8], register: Register) throws {
         #expect(try decode(bytes).destination == register)
         #expect(register.whole == .general(register.number))

@@ -1,2 +1,2 @@
 // The kernel's copy: see the included file.
-#include "../../shared/checkedcall.inc"
+#include "../../common/checkedcall.inc"

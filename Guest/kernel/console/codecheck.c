@@ -4,7 +4,7 @@
 #include "../include/console.h"
 #include "../include/mm.h"
 #include "../include/rtl.h"
-#include "../../shared/pe.h"
+#include "../../common/pe.h"
 
 #define SECTIONS_MAXIMUM 8
 

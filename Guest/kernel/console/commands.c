@@ -98,7 +98,7 @@ static void ConRefuse(CONSOLE_COMMAND *Command)
 static void ConTime(CONSOLE_COMMAND *Command)
 {
     ConAnswer(&Command->Tag, "ok interrupt-time=%llu switches=%llu system-calls=%llu",
-              KeQueryInterruptTime(), KiContextSwitches, ConSystemCalls);
+              KeQueryInterruptTime(), KiContextSwitches, KeSystemCalls);
 }
 
 static void ConWork(CONSOLE_COMMAND *Command)

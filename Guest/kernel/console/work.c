@@ -25,7 +25,6 @@ static WORK_ITEM ConItems[ITEMS];
 static LIST_ENTRY ConQueues[WorkRoles];
 static KSEMAPHORE ConQueued[WorkRoles];
 static KEVENT ConBusyEvent;
-volatile ULONG64 ConSystemCalls;
 
 BOOLEAN ConQueueWork(WORK_ROLE Role, WORK_KIND Kind, const CONSOLE_TAG *Tag, ULONG64 A,
                      ULONG64 B, ULONG64 C)
@@ -57,7 +56,7 @@ static WORK_ITEM *ConTakeWork(WORK_ROLE Role)
     return Item;
 }
 
-// shared/checkedcall.inc
+// common/checkedcall.inc
 extern ULONG64 CheckedCall(PVOID Function, ULONG64 A, ULONG64 B, ULONG64 C);
 
 static void ConFinishWork(WORK_ITEM *Item, ULONG64 Result)
@@ -73,6 +72,18 @@ static void ConFinishWork(WORK_ITEM *Item, ULONG64 Result)
         ConAnswer(&Tag, "ok status=0x%08x", (ULONG)Result);
 }
 
+// The thread ends with a command unfinished: the command has its answer still.
+void ConAbandonWork(PETHREAD Thread)
+{
+    WORK_ITEM *Item = Thread->Work;
+    if (!Item)
+        return;
+    CONSOLE_TAG Tag = Item->Tag;
+    Thread->Work = NULL;
+    __atomic_store_n(&Item->InUse, 0, __ATOMIC_SEQ_CST);
+    ConAnswer(&Tag, "error the thread ended");
+}
+
 static void ConKernelWorker(PVOID Context)
 {
     (void)Context;
@@ -80,8 +91,9 @@ static void ConKernelWorker(PVOID Context)
         WORK_ITEM *Item = ConTakeWork(WorkKernel);
         PVOID Function = Item->Kind == WorkPowerDirect ? (PVOID)NtSetSystemPowerState
                                                        : (PVOID)ZwSetSystemPowerState;
-        ConFinishWork(Item, CheckedCall(Function, Item->Arguments[0], Item->Arguments[1],
-                                        Item->Arguments[2]));
+        ConFinishWork(Item, CheckedCall(Function, WITH_UNDEFINED_UPPER_HALF(Item->Arguments[0]),
+                                        WITH_UNDEFINED_UPPER_HALF(Item->Arguments[1]),
+                                        WITH_UNDEFINED_UPPER_HALF(Item->Arguments[2])));
     }
 }
 
@@ -125,6 +137,7 @@ NTSTATUS NtWaitForCommand(USER_COMMAND *Command, ULONG64 Result)
     } else {
         if (Thread->Work)
             ConFinishWork(Thread->Work, Result);
+        Thread->Work = NULL;
         WORK_ITEM *Item = ConTakeWork(Thread->Role);
         Thread->Work = Item;
         Next.kind = Item->Kind == WorkLoop ? USER_COMMAND_LOOP : USER_COMMAND_POWER;

@@ -1,5 +1,6 @@
-// What of ACPI it takes to turn the machine off: RSDP, FADT, and the values of
-// \_S5_ in the DSDT (ACPI 6.4, sections 5.2.5, 5.2.9, 7.4.2).
+// What of ACPI it takes to tell the time and to turn the machine off: RSDP,
+// FADT, and the values of \_S5_ in the DSDT (ACPI 6.4, sections 5.2.5, 5.2.9,
+// 7.4.2).
 
 #include "../include/hal.h"
 #include "../include/mm.h"
@@ -101,6 +102,7 @@ INIT_CODE void HalpInitializeAcpi(void)
     HalpAcpi.AcpiEnable = Fadt[52];
     HalpAcpi.Pm1aControl = (USHORT) * (const ULONG *)(Fadt + 64);
     HalpAcpi.Pm1bControl = (USHORT) * (const ULONG *)(Fadt + 68);
+    HalpAcpi.PmTimer = (USHORT) * (const ULONG *)(Fadt + 76);
     // RESET_REG is to be used if flag bit 10 says so, in I/O space here.
     if (Length >= 129 && (*(const ULONG *)(Fadt + 112) & 0x400) && Fadt[116] == 1) {
         HalpAcpi.ResetPort = (USHORT) * (const ULONG64 *)(Fadt + 120);

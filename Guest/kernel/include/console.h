@@ -42,7 +42,8 @@ typedef enum { WorkPower, WorkPowerDirect, WorkLoop } WORK_KIND;
 void ConInitializeWork(void);
 BOOLEAN ConQueueWork(WORK_ROLE Role, WORK_KIND Kind, const CONSOLE_TAG *Tag,
                      ULONG64 A, ULONG64 B, ULONG64 C);
+struct _ETHREAD;
+void ConAbandonWork(struct _ETHREAD *Thread);
 void ConSetBusy(BOOLEAN Busy);
-extern volatile ULONG64 ConSystemCalls;
 
 #endif

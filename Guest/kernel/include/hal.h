@@ -29,6 +29,13 @@ FORCEINLINE USHORT READ_PORT_USHORT(USHORT Port)
     return Value;
 }
 
+FORCEINLINE ULONG READ_PORT_ULONG(USHORT Port)
+{
+    ULONG Value;
+    __asm__ volatile("inl %1, %0" : "=a"(Value) : "Nd"(Port));
+    return Value;
+}
+
 // The 8259 pair's sixteen lines begin at this vector.
 #define HAL_VECTOR_BASE 0x50
 #define HAL_CLOCK_LINE 0
@@ -43,6 +50,7 @@ void HalpEndInterrupt(ULONG Line);
 // pit.c
 #define HAL_CLOCK_INCREMENT 10000ull // 100 ns units: 1 ms
 void HalpInitializeClock(void);
+ULONG64 HalpElapsedTime(void); // since it was last asked, in 100 ns
 
 // rtc.c
 ULONG64 HalQueryRealTimeClock(void); // 100 ns since 1601
@@ -61,7 +69,7 @@ typedef struct {
     BOOLEAN HaveS5, HaveReset;
     USHORT ResetPort;
     UCHAR ResetValue;
-    USHORT SmiCommand;
+    USHORT SmiCommand, PmTimer;
     UCHAR AcpiEnable;
 } HAL_ACPI;
 extern HAL_ACPI HalpAcpi;
@@ -70,5 +78,8 @@ void HalpInitializeAcpi(void);
 // powerdown.c
 NORETURN void HalReturnToFirmware(void); // reset
 NORETURN void HalPowerOff(void);         // S5
+
+// panic.c
+void HalReportPanic(void);
 
 #endif

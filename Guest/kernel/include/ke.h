@@ -5,7 +5,7 @@
 
 #include "ntdef.h"
 #include "offsets.h"
-#include "../../shared/bootblock.h"
+#include "../../common/bootblock.h"
 
 #define PASSIVE_LEVEL 0
 #define APC_LEVEL 1
@@ -199,7 +199,6 @@ C_ASSERT(sizeof(KSERVICE_TABLE_DESCRIPTOR) == 0x20);
 extern KSERVICE_TABLE_DESCRIPTOR KeServiceDescriptorTable[2];
 extern KSERVICE_TABLE_DESCRIPTOR KeServiceDescriptorTableShadow[2];
 extern LONG KiServiceTable[SERVICE_COUNT];
-extern KPCR KiInitialPcr;
 
 // amd64.h's kin: what only the processor can say.
 FORCEINLINE PKPRCB KeGetCurrentPrcb(void)
@@ -260,17 +259,18 @@ FORCEINLINE void KeInvalidatePage(ULONG64 Address)
 // startup.S, init.c, processor.c
 void KiSystemStartup(const BOOT_BLOCK *Block);
 NORETURN void KiInitializeKernel(const BOOT_BLOCK *Block);
-void KiInitializeProcessor(PKPCR Pcr);
+void KiInitializeBootProcessor(void);
 NORETURN void KiIdleLoop(void);
 
 // trap.S, trap.c
-extern UCHAR KiVectorStubs[];
-extern ULONG KiVectorStubOffsets[256];
+extern UCHAR KiVectorStubs[]; // 16 bytes for each vector
+extern UCHAR KiSystemServiceCopyStart[], KiSystemServiceCopyEnd[], KiSystemServiceCopyFault[];
 void KiDispatchTrap(PKTRAP_FRAME Frame, ULONG Vector);
 void KiSystemCall64(void);
 void KiSystemCall32(void);
 NORETURN void KiEnterUserMode(ULONG64 Rip, ULONG64 Rsp, ULONG64 Argument);
 void KeCompactServiceTable(void);
+extern volatile ULONG64 KeSystemCalls;
 
 // dispatcher.c, wait.c: the dispatcher lock is held from Acquire to Release,
 // with interrupts off; a thread switch happens inside.

@@ -4,10 +4,9 @@
 #define VIGIL_NT_H
 
 #include "ntdef.h"
-#include "../../shared/command.h"
+#include "../../common/command.h"
 
 NTSTATUS NtClose(HANDLE Handle);
-NTSTATUS ZwClose(HANDLE Handle);
 NTSTATUS NtDelayExecution(BOOLEAN Alertable, PLARGE_INTEGER Interval);
 NTSTATUS NtYieldExecution(void);
 NTSTATUS NtNullSyscall(void);

@@ -72,7 +72,6 @@ FIELD_AT(ETHREAD, ThreadListEntry, ETHREAD_ThreadListEntry);
 extern PEPROCESS PsInitialSystemProcess;
 extern LIST_ENTRY PsActiveProcessHead;
 extern LIST_ENTRY PsLoadedModuleList;
-extern const BOOT_BLOCK *PspBootBlock;
 
 // process.c
 void PspInitializeProcesses(void);

@@ -16,6 +16,7 @@ void KiBugCheckReport(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULON
                                   "bugcheck 0x%08x\n",
                                   Code, P1, P2, P3, P4, Code);
         HalSerialWrite(Line, Length);
+        HalReportPanic();
     }
     for (;;)
         __asm__ volatile("cli; hlt");

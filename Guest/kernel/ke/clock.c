@@ -28,7 +28,7 @@ void KeUpdateSystemTime(ULONG64 Elapsed)
 
     KiWriteSystemTime(&Data->InterruptTime, Now);
     KiWriteSystemTime(&Data->SystemTime, KiReadSystemTime(&Data->SystemTime) + Elapsed);
-    KiWriteSystemTime(&Data->TickCount, KiReadSystemTime(&Data->TickCount) + 1);
+    KiWriteSystemTime(&Data->TickCount, Now / HAL_CLOCK_INCREMENT);
     KiExpireTimers(Now);
 }
 

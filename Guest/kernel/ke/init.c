@@ -43,7 +43,7 @@ static void KiPhase1Initialization(PVOID Context)
 
 INIT_CODE void KiInitializeKernel(const BOOT_BLOCK *Block)
 {
-    KiInitializeProcessor(&KiInitialPcr);
+    KiInitializeBootProcessor();
     MiBootBlock = Block;
     HalpInitializeSerial((USHORT)Block->serialPort);
     RtlSeedRandom(Block->randomSeed[0], Block->randomSeed[1]);

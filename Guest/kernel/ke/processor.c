@@ -4,14 +4,20 @@
 #include "../include/ke.h"
 #include "../include/rtl.h"
 
-// Windows keeps the boot processor's KPCR in the kernel's image, too.
-__attribute__((aligned(4096))) KPCR KiInitialPcr;
-
 #define IST_STACK_SIZE 0x2000
-static __attribute__((aligned(16))) UCHAR KiIstStacks[3][IST_STACK_SIZE];
-static __attribute__((aligned(16))) KTSS64 KiInitialTss;
-static __attribute__((aligned(4096))) KIDTENTRY64 KiInitialIdt[256]; // one page
-static __attribute__((aligned(16))) ULONG64 KiInitialGdt[12];
+#define GDT_ENTRIES 12
+
+// What each processor has of its own. The boot processor's is in the image, as
+// Windows keeps its KiInitialPCR there.
+typedef struct {
+    __attribute__((aligned(4096))) KPCR Pcr;
+    __attribute__((aligned(4096))) KIDTENTRY64 Idt[256];
+    __attribute__((aligned(16))) ULONG64 Gdt[GDT_ENTRIES];
+    __attribute__((aligned(16))) KTSS64 Tss;
+    __attribute__((aligned(16))) UCHAR IstStacks[3][IST_STACK_SIZE];
+} KI_PROCESSOR;
+
+static KI_PROCESSOR KiInitialProcessor;
 
 typedef struct {
     USHORT Limit;
@@ -37,7 +43,7 @@ static INIT_CODE void KiInitializeGdt(ULONG64 *Gdt, KTSS64 *Tss)
                               0x89ull << 40 | (Base >> 24 & 0xFF) << 56;
     Gdt[KGDT64_SYS_TSS / 8 + 1] = Base >> 32;
 
-    KDESCRIPTOR Pointer = {sizeof KiInitialGdt - 1, (ULONG64)Gdt};
+    KDESCRIPTOR Pointer = {GDT_ENTRIES * 8 - 1, (ULONG64)Gdt};
     __asm__ volatile("lgdt %0" : : "m"(Pointer));
     __asm__ volatile(
         "pushq %0\n\t"
@@ -76,7 +82,7 @@ static INIT_CODE void KiInitializeIdt(KIDTENTRY64 *Idt)
     Idt[8].Ist = IST_DOUBLE_FAULT;
     Idt[18].Ist = IST_MACHINE_CHECK;
 
-    KDESCRIPTOR Pointer = {sizeof KiInitialIdt - 1, (ULONG64)Idt};
+    KDESCRIPTOR Pointer = {256 * sizeof *Idt - 1, (ULONG64)Idt};
     __asm__ volatile("lidt %0" : : "m"(Pointer));
 }
 
@@ -108,25 +114,27 @@ static INIT_CODE void KiInitializeControlRegisters(void)
     __asm__ volatile("fninit");
 }
 
-INIT_CODE void KiInitializeProcessor(PKPCR Pcr)
+static INIT_CODE void KiStartProcessor(KI_PROCESSOR *Processor, ULONG Number)
 {
-    KiInitializeGdt(KiInitialGdt, &KiInitialTss);
-    KiInitializeIdt(KiInitialIdt);
+    PKPCR Pcr = &Processor->Pcr;
+
+    KiInitializeGdt(Processor->Gdt, &Processor->Tss);
+    KiInitializeIdt(Processor->Idt);
     KiInitializeControlRegisters();
 
     for (ULONG i = 0; i < 3; i++)
-        KiInitialTss.Ist[i] = (ULONG64)KiIstStacks[i] + IST_STACK_SIZE;
-    KiInitialTss.IoMapBase = sizeof(KTSS64);
+        Processor->Tss.Ist[i] = (ULONG64)Processor->IstStacks[i] + IST_STACK_SIZE;
+    Processor->Tss.IoMapBase = sizeof(KTSS64);
 
-    Pcr->GdtBase = KiInitialGdt;
-    Pcr->TssBase = &KiInitialTss;
-    Pcr->IdtBase = KiInitialIdt;
+    Pcr->GdtBase = Processor->Gdt;
+    Pcr->TssBase = &Processor->Tss;
+    Pcr->IdtBase = Processor->Idt;
     Pcr->Self = Pcr;
     Pcr->CurrentPrcb = &Pcr->Prcb;
     Pcr->MajorVersion = 1;
     Pcr->MinorVersion = 1;
     Pcr->Prcb.MxCsr = 0x1F80;
-    Pcr->Prcb.Number = 0;
+    Pcr->Prcb.Number = Number;
 
     KiWriteMsr(0xC0000101, (ULONG64)Pcr); // IA32_GS_BASE
     KiWriteMsr(0xC0000102, 0);            // IA32_KERNEL_GS_BASE: the user's
@@ -137,4 +145,9 @@ INIT_CODE void KiInitializeProcessor(PKPCR Pcr)
     KiWriteMsr(0xC0000082, (ULONG64)KiSystemCall64);
     KiWriteMsr(0xC0000083, (ULONG64)KiSystemCall32);
     KiWriteMsr(0xC0000084, 0x4700);
+}
+
+INIT_CODE void KiInitializeBootProcessor(void)
+{
+    KiStartProcessor(&KiInitialProcessor, 0);
 }

@@ -6,6 +6,7 @@
 #include "../include/nt.h"
 #include "../include/po.h"
 
+volatile ULONG64 KeSystemCalls; // made so far, Zw calls included
 KSERVICE_TABLE_DESCRIPTOR KeServiceDescriptorTable[2];
 KSERVICE_TABLE_DESCRIPTOR KeServiceDescriptorTableShadow[2];
 
@@ -31,7 +32,7 @@ typedef struct {
 
 static const KI_SERVICE KiServices[] = {
 #define SERVICE(number, name, arguments, target) {number, arguments, (PVOID)target},
-#include "../../shared/services.inc"
+#include "../../common/services.inc"
 #undef SERVICE
 };
 

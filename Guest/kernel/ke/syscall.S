@@ -80,6 +80,7 @@ KiSystemServiceRepeat:
     jmp r11
 
     .balign 16
+    .globl KiSystemServiceCopyStart
 KiSystemServiceCopyStart:
     .irp offset, 0x70, 0x68, 0x60, 0x58, 0x50, 0x48, 0x40, 0x38, 0x30, 0x28, 0x20, 0x18, 0x10, 0x08
     mov rax, [rsi + \offset]                    // 48 8B 46 xx
@@ -88,7 +89,7 @@ KiSystemServiceCopyStart:
     .globl KiSystemServiceCopyEnd
 KiSystemServiceCopyEnd:
     call r10                                    // 41 FF D2
-    lock inc qword ptr [rip + ConSystemCalls]
+    lock inc qword ptr [rip + KeSystemCalls]
 
     .globl KiSystemServiceExit
 KiSystemServiceExit:
@@ -113,8 +114,8 @@ KiSystemServiceExit:
     mov r8, [rbp + 0x100]                       // Rsp
     mov r9, [rbp + 0xD8]                        // Rbp
     xor edx, edx
-    mov rbp, r9
-    mov rsp, r8
+    mov.s rbp, r9
+    mov.s rsp, r8
     swapgs
     sysretq
 
@@ -124,11 +125,18 @@ KiSystemServiceExitKernel:
     mov dl, [rbp - 0x58]
     mov [r11 + KTHREAD_PreviousMode], dl
     cli
-    mov rsp, rbp
+    mov.s rsp, rbp
     mov rbp, [rbp + 0xD8]
     mov rsp, [rsp + 0x100]
     sti
     ret
+
+// Where the page-fault handler sends a copy that faulted: the caller's stack
+// is not what it said.
+    .globl KiSystemServiceCopyFault
+KiSystemServiceCopyFault:
+    mov eax, 0xC0000005                         // STATUS_ACCESS_VIOLATION
+    jmp KiSystemServiceExit
 
 KiSystemServiceBadNumber:
     mov eax, 0xC000001C                         // STATUS_INVALID_SYSTEM_SERVICE

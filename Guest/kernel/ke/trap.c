@@ -10,7 +10,7 @@ static void KiInterrupt(PKTRAP_FRAME Frame, ULONG Line)
     KiWriteCr8(CLOCK_LEVEL);
     if (HalpBeginInterrupt(Line)) {
         if (Line == HAL_CLOCK_LINE)
-            KeUpdateSystemTime(HAL_CLOCK_INCREMENT);
+            KeUpdateSystemTime(HalpElapsedTime());
         else if (Line == HAL_SERIAL_LINE)
             HalpSerialInterrupt();
         HalpEndInterrupt(Line);
@@ -27,7 +27,16 @@ static void KiUserException(PKTRAP_FRAME Frame, ULONG Vector)
     ConPrint("! exception vector=%u process=%s thread=%llu rip=0x%llx address=0x%llx",
              Vector, ((PEPROCESS)Thread->Tcb.Process)->ImageFileName,
              (ULONG64)Thread->Cid.UniqueThread, Frame->Rip, Frame->FaultAddress);
+    ConAbandonWork(Thread);
     PspExitThread();
+}
+
+// A caller of a service with arguments on its stack may have none there.
+// Windows' page-fault handler knows the copying loop in the same way.
+static BOOLEAN KiIsServiceCopyFault(PKTRAP_FRAME Frame, ULONG Vector)
+{
+    return (Vector == 13 || Vector == 14) && Frame->Rip >= (ULONG64)KiSystemServiceCopyStart &&
+           Frame->Rip < (ULONG64)KiSystemServiceCopyEnd;
 }
 
 static NORETURN void KiKernelException(PKTRAP_FRAME Frame, ULONG Vector)
@@ -60,6 +69,8 @@ void KiDispatchTrap(PKTRAP_FRAME Frame, ULONG Vector)
         return; // unexpected interrupt: Windows counts it and goes on
     else if (Frame->SegCs & 1 && Vector != 2 && Vector != 8 && Vector != 18)
         KiUserException(Frame, Vector);
+    else if (KiIsServiceCopyFault(Frame, Vector))
+        Frame->Rip = (ULONG64)KiSystemServiceCopyFault;
     else
         KiKernelException(Frame, Vector);
 }

@@ -2,7 +2,7 @@
 // their addresses are no longer mapped.
 
 #include "../include/mm.h"
-#include "../../shared/pe.h"
+#include "../../common/pe.h"
 
 void MiFreeInitializationCode(void)
 {

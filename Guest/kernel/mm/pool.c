@@ -1,6 +1,6 @@
 // The non-paged pool: sizes are rounded to a power of two, freed blocks wait
-// on a list of their size.
-// Source of the block header's idea, not its layout: POOL_HEADER, 16 bytes.
+// on a list of their size. Before each lies a header of 16 bytes, as Windows'
+// POOL_HEADER is, though not of its layout.
 
 #include "../include/mm.h"
 #include "../include/rtl.h"

@@ -3,7 +3,7 @@
 
 #include "../include/mm.h"
 #include "../include/ps.h"
-#include "../../shared/pe.h"
+#include "../../common/pe.h"
 
 LIST_ENTRY PsLoadedModuleList;
 

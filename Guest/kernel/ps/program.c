@@ -3,7 +3,7 @@
 #include "../include/mm.h"
 #include "../include/ps.h"
 #include "../include/rtl.h"
-#include "../../shared/pe.h"
+#include "../../common/pe.h"
 
 PSP_USER_LAYOUT PspUserLayout;
 

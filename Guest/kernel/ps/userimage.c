@@ -5,7 +5,7 @@
 #include "../include/mm.h"
 #include "../include/ps.h"
 #include "../include/rtl.h"
-#include "../../shared/pe.h"
+#include "../../common/pe.h"
 
 #define IMAGE_TAG 'gmIM'
 

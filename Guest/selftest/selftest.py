@@ -5,107 +5,16 @@ Vigil. For development: needs Python 3 and QEMU; the shipped tests do not use it
     selftest.py FOLDER-WITH-ARTIFACTS [VARIANT ...]
 """
 
-import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 
+sys.dont_write_bytecode = True  # nothing is left beside the sources
+from harness import Guest, Stub
+
 VARIANTS = [f"{o}-{r}" for o in ("O0", "O2", "Os") for r in ("direct", "deep")]
-
-
-class Guest:
-    """One QEMU with its serial line and QMP on socket pairs."""
-
-    def __init__(self, folder, variant, machine="pc", extra=()):
-        serial, serial_end = socket.socketpair()
-        qmp, qmp_end = socket.socketpair()
-        images = [f"{folder}/{name}" for name in
-                  (f"ntoskrnl-{variant}.exe", "ntdll.dll", "app.exe")]
-        self.process = subprocess.Popen(
-            ["qemu-system-x86_64", "-accel", "tcg", "-machine", machine, "-m", "128",
-             "-display", "none", "-nodefaults",
-             "-chardev", f"socket,id=serial,fd={serial_end.fileno()}",
-             "-serial", "chardev:serial",
-             "-chardev", f"socket,id=qmp,fd={qmp_end.fileno()}",
-             "-mon", "chardev=qmp,mode=control",
-             "-kernel", f"{folder}/loader", "-initrd", ",".join(images), *extra],
-            pass_fds=[serial_end.fileno(), qmp_end.fileno()])
-        serial_end.close()
-        qmp_end.close()
-        self.serial, self.buffer, self.lines = serial, b"", []
-        self.qmp = qmp.makefile("rwb")
-        self.events = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-
-    def line(self, timeout=10.0):
-        end = time.monotonic() + timeout
-        while b"\n" not in self.buffer:
-            self.serial.settimeout(max(0.01, end - time.monotonic()))
-            try:
-                data = self.serial.recv(4096)
-            except TimeoutError:
-                raise AssertionError(f"no line within {timeout} s; last {self.lines[-3:]}")
-            if not data:
-                raise EOFError
-            self.buffer += data
-        line, self.buffer = self.buffer.split(b"\n", 1)
-        self.lines.append(line.decode("latin-1"))
-        return self.lines[-1]
-
-    def until(self, pattern, timeout=10.0):
-        while not re.search(pattern, line := self.line(timeout)):
-            pass
-        return line
-
-    def boot(self):
-        return self.until("^Vigil guest ready", 30)
-
-    def send(self, text):
-        self.serial.sendall(text if isinstance(text, bytes) else text.encode())
-
-    def ask(self, command, timeout=10.0):
-        """The command's lines, the final one last."""
-        self.send(command + "\n")
-        answer = [self.line(timeout)]
-        while not re.match(r"(#\d+ )?(ok|error)\b", answer[-1]):
-            answer.append(self.line(timeout))
-        return answer
-
-    def symbols(self):
-        return {n: int(v, 16) for n, v in
-                (line.split() for line in self.ask("symbols")[:-1])}
-
-    def run(self, command, **arguments):
-        if not self.events:
-            self.events.append(json.loads(self.qmp.readline()))
-            self.run_raw("qmp_capabilities", {})
-        return self.run_raw(command, arguments)
-
-    def run_raw(self, command, arguments):
-        self.qmp.write(json.dumps({"execute": command, "arguments": arguments}).encode())
-        self.qmp.flush()
-        while True:
-            answer = json.loads(self.qmp.readline())
-            if "return" in answer or "error" in answer:
-                return answer.get("return", answer)
-            self.events.append(answer)
-
-    def monitor(self, line):
-        return self.run("human-monitor-command", **{"command-line": line})
-
-    def rights(self):
-        """Page address: flags, as `info tlb` prints them."""
-        rows = re.findall(r"([0-9a-f]{16}): [0-9a-f]{16} (\S{9})", self.monitor("info tlb"))
-        return {int(address, 16): flags for address, flags in rows}
 
 
 class Results:
@@ -261,39 +170,15 @@ def memory_rules(guest, results, folder, variant):
     rest = -slack % 4096
     zeroes = "".join(re.findall(r": (.*)", guest.monitor(f"x /{rest}bx 0x{slack:x}"))).split()
     check("1 KiB of zeroes after .text", rest >= 1024 and set(zeroes) == {"0x00"}, rest)
-    stub(guest, slack + rest - 1, "90")
+    with Stub(guest) as stub:
+        stub.write(slack + rest - 1, b"\x90")
     answer = guest.ask("check")[0]
     check("a byte written there is seen",
           answer == f"error modified section=.text offset=0x{slack + rest - 1 - base - text[1]:x}",
           answer)
-    stub(guest, slack + rest - 1, "00")
+    with Stub(guest) as stub:
+        stub.write(slack + rest - 1, b"\0")
     check("and put back is not", guest.ask("check")[0].startswith("ok clean"))
-
-
-def stub(guest, address, value):
-    """Writes a byte through the gdbstub, for code outside the guest's rights."""
-    path = f"/tmp/vigil-selftest-{os.getpid()}"
-    guest.monitor(f"gdbserver unix:{path},server=on,wait=off")
-    with socket.socket(socket.AF_UNIX) as gdb:
-        gdb.connect(path)
-        gdb.settimeout(5)
-
-        def packet(text, answered=True):
-            gdb.sendall(f"${text}#{sum(text.encode()) & 255:02x}".encode())
-            data = b""
-            while answered and not re.search(rb"\$[^#]*#..", data):
-                data += gdb.recv(4096)
-            gdb.sendall(b"+")
-
-        data = b""
-        while not re.search(rb"\$[^#]*#..", data):
-            data += gdb.recv(4096)
-        gdb.sendall(b"+")
-        packet(f"M{address:x},1:{value}")
-        packet("D")
-    guest.monitor("gdbserver none")
-    if os.path.exists(path):
-        os.unlink(path)
 
 
 def transition_rules(results, folder, variant, machine):
@@ -324,6 +209,71 @@ def transition_rules(results, folder, variant, machine):
               stop.startswith("*** STOP: 0x000000e2") and guest.line() == "bugcheck 0x000000e2")
 
 
+def caller_rules(guest, results):
+    """What a debugger does to a caller, or does not."""
+    check = results.check
+    symbols = guest.symbols()
+    function, delay = symbols["NtSetSystemPowerState"], symbols["KeDelayExecutionThread"]
+
+    with Stub(guest) as stub:
+        stub.run_to(function, "power kernel-direct 7 4 0\n")
+        stub.set_register(Stub.RBX, 1)
+        stub.set_register(Stub.R14, 2)
+    check("registers that come back changed are told",
+          guest.line() == "error registers mask=0x41")
+
+    with Stub(guest) as stub:
+        stub.run_to(function, "power user 7 4 0\n")
+        check("upper halves of the arguments are undefined",
+              stub.register(Stub.RCX) == 0xBADC0DE500000007
+              and stub.register(Stub.R8) == 0xBADC0DE500000000)
+        # Held by the guest's own means: the thread sleeps, its return address
+        # the function's entry, where it stands again with all put back.
+        saved, stack = stub.ask("g"), stub.register(Stub.RSP)
+        interval, frame = stack - 0x100, (stack - 0x200) // 16 * 16 - 8
+        for milliseconds, line in ((5, ""), (5, ""), (5, ""), (2000, "#5 ping\n")):
+            stub.write(interval, (-10000 * milliseconds).to_bytes(8, "little", signed=True))
+            stub.write(frame, function.to_bytes(8, "little"))
+            for register, value in ((Stub.RSP, frame), (Stub.RCX, 0), (Stub.RDX, 0),
+                                    (Stub.R8, interval), (Stub.RIP, delay)):
+                stub.set_register(register, value)
+            stub.run_to(function, line, lambda: line and check(
+                "the console answers while a caller sleeps", guest.line() == "#5 ok pong"))
+        stub.ask("G" + saved)
+    check("a caller held asleep goes on unharmed", guest.line() == "ok status=0x00000000")
+
+    with Stub(guest) as stub:
+        stub.run_to(symbols["KiSystemCall64"], "#6 work 5\n")
+        stub.set_register(Stub.RCX, 0x10)  # where it returns to
+    check("a fault in ring 3 is said", guest.line().startswith("! exception vector=14"))
+    check("and its command answered", guest.line() == "#6 error the thread ended")
+    with Stub(guest) as stub:
+        stub.run_to(symbols["KiSystemCall64"], "work 5\n")
+        stub.set_register(Stub.RAX, 0x19)  # five arguments, and no stack
+        stub.set_register(Stub.RSP, 0x5000)
+    check("no stack for a service's arguments is the program's fault",
+          guest.line().endswith("address=0x5000") and guest.line() == "error the thread ended")
+    check("others go on", guest.ask("work 5") == ["ok calls=5"])
+
+
+def fault_rules(results, folder, variant):
+    """Faults of the kernel's own, each the end of a guest."""
+    def crash(rule, register, value, code):
+        with Guest(folder, variant, extra=["-device", "pvpanic", "-action", "panic=none"]) as guest:
+            guest.boot()
+            function = guest.symbols()["NtSetSystemPowerState"]
+            with Stub(guest) as stub:
+                stub.run_to(function, "power kernel 7 4 0\n")
+                stub.set_register(register, value)
+            results.check(rule, guest.until(r"^\*\*\* STOP").startswith(f"*** STOP: 0x{code:08x}"))
+            guest.until("^bugcheck")
+            guest.monitor("info status")
+            results.check("QEMU is told", "GUEST_PANICKED" in [e.get("event") for e in guest.events])
+
+    crash("a wild jump is a bug check", Stub.RIP, 0x1234, 0x50)
+    crash("no stack is a double fault", Stub.RSP, 0x1230, 0x7F)
+
+
 def main():
     folder = os.path.abspath(sys.argv[1])
     results = Results()
@@ -338,6 +288,8 @@ def main():
             power_rules(guest, results)
             thread_rules(guest, results)
             memory_rules(guest, results, folder, variant)
+            caller_rules(guest, results)
+        fault_rules(results, folder, variant)
         for machine in ("pc", "q35"):
             transition_rules(results, folder, variant, machine)
     print(f"{results.failures} failures, {time.monotonic() - started:.0f} s")

@@ -9,6 +9,12 @@
 #define USER_COMMAND_POWER 1 // arguments: action, state, flags
 #define USER_COMMAND_LOOP 2  // arguments: how many system calls to make
 
+// The x64 calling convention leaves the upper half of a register that holds a
+// 32-bit argument undefined; whoever reads such arguments from the registers
+// must not look at it. The requests of this guest always have something there.
+#define WITH_UNDEFINED_UPPER_HALF(argument) \
+    ((uint32_t)(argument) | 0xBADC0DE500000000ull)
+
 typedef struct {
     uint64_t kind;
     uint64_t arguments[3];

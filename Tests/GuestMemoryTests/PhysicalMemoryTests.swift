@@ -1,0 +1,87 @@
+import GuestMemory
+import TestSupport
+import Testing
+
+@Suite("Physical reads") struct PhysicalMemoryTests {
+    /// RAM as a PC has it: 640 KiB, a hole, the rest; and a part above 4 GiB that adjoins nothing.
+    let storage = SyntheticRAM(size: 16 << 20)
+    let memory: PhysicalMemory
+
+    init() {
+        let host = UInt64(UInt(bitPattern: storage.bytes.baseAddress!))
+        memory = PhysicalMemory(mapped: [
+            RAMRegion(base: GuestPhysicalAddress(1 << 32), length: 1 << 20, hostAddress: host + (8 << 20)),
+            RAMRegion(base: GuestPhysicalAddress(0), length: 0xa0000, hostAddress: host),
+            RAMRegion(base: GuestPhysicalAddress(0x10_0000), length: 1 << 20, hostAddress: host + 0x10_0000),
+            RAMRegion(base: GuestPhysicalAddress(0x20_0000), length: 4 << 20, hostAddress: host + (9 << 20)),
+        ])
+    }
+
+    @Test("Regions are listed in order, whatever order they are searched in")
+    func order() {
+        #expect(memory.regions.map(\.base.rawValue) == [0, 0x10_0000, 0x20_0000, 1 << 32])
+        #expect(memory.size == 0xa0000 + (6 << 20))
+    }
+
+    @Test(
+        "A read goes to the region that holds it",
+        arguments: [
+            (0x9fff8, 0x9fff8), (0x10_0000, 0x10_0000), (0x20_0000, 9 << 20), ((1 << 32) + 16, (8 << 20) + 16),
+        ] as [(UInt64, Int)])
+    func regions(address: UInt64, offset: Int) throws {
+        storage.store(UInt64(0x0123_4567_89ab_cdef), at: UInt64(offset))
+        #expect(try memory.load(UInt64.self, at: GuestPhysicalAddress(address)) == 0x0123_4567_89ab_cdef)
+        #expect(try memory.load(UInt8.self, at: GuestPhysicalAddress(address + 7)) == 0x01)
+    }
+
+    @Test("A read across regions that adjoin takes from both; one into a hole names its first address")
+    func acrossRegions() throws {
+        storage.store(UInt32(0x1111_1111), at: 0x20_0000 - 4)
+        storage.store(UInt32(0x2222_2222), at: 9 << 20)
+        #expect(try memory.load(UInt64.self, at: GuestPhysicalAddress(0x20_0000 - 4)) == 0x2222_2222_1111_1111)
+        #expect(throws: MemoryError.notRAM(GuestPhysicalAddress(0xa0000))) {
+            try memory.load(UInt64.self, at: GuestPhysicalAddress(0xa0000 - 4))
+        }
+        for address in [0xa0000, 1 << 31, .max, .max - 7] as [UInt64] {
+            #expect(throws: MemoryError.notRAM(GuestPhysicalAddress(address))) {
+                try memory.load(UInt64.self, at: GuestPhysicalAddress(address))
+            }
+        }
+    }
+
+    /// Answers each read with its address.
+    final class Echo: PhysicalMemoryReader {
+        func read(at address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer) throws(MemoryError) {
+            guard address.rawValue < 0x8000 else { throw .unreachable(address, errno: 5) }
+            for index in buffer.indices {
+                buffer[index] = UInt8(truncatingIfNeeded: address.rawValue >> (8 * UInt64(index)))
+            }
+        }
+    }
+
+    @Test("RAM that is not mapped is read by its reader, whose errors come through")
+    func reader() throws {
+        let memory = PhysicalMemory(
+            reader: Echo(),
+            regions: [RAMRegion(base: GuestPhysicalAddress(0), length: 0x10000, hostAddress: 0)])
+        #expect(try memory.load(UInt64.self, at: GuestPhysicalAddress(0x1234)) == 0x1234)
+        #expect(throws: MemoryError.unreachable(GuestPhysicalAddress(0x9000), errno: 5)) {
+            try memory.load(UInt32.self, at: GuestPhysicalAddress(0x9000))
+        }
+        #expect(throws: MemoryError.notRAM(GuestPhysicalAddress(0x10000))) {
+            try memory.load(UInt64.self, at: GuestPhysicalAddress(0x10000))
+        }
+    }
+
+    @Test("RAM of another process is read from there; a process that is gone is out of reach")
+    func process() throws {
+        let page = storage.allocate()
+        storage.store(UInt32(0xcafe), at: page)
+        let host = UInt64(UInt(bitPattern: storage.bytes.baseAddress!)) + page
+        let region = RAMRegion(base: GuestPhysicalAddress(0x1000), length: 0x1000, hostAddress: host)
+        let own = PhysicalMemory(process: ProcessIdentity.current, regions: [region])
+        #expect(try own.load(UInt32.self, at: GuestPhysicalAddress(0x1000)) == 0xcafe)
+        let gone = PhysicalMemory(process: Int32.max, regions: [region])
+        #expect(throws: MemoryError.self) { try gone.load(UInt32.self, at: GuestPhysicalAddress(0x1000)) }
+    }
+}

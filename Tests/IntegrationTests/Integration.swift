@@ -1,0 +1,78 @@
+import BundledGuest
+import Foundation
+import HypervisorInterface
+import Testing
+
+@testable import QEMUHypervisor
+
+/// Tests that start a real QEMU. One at a time: two cores carry no more.
+@Suite(.serialized)
+enum Integration {}
+
+/// What an operator could see of a QEMU by its QMP socket.
+struct Operator {
+    let qmp: QMPClient
+
+    init(_ guest: BundledGuestMachine) throws {
+        let target = QEMUTarget(String(guest.target.dropFirst("qemu:".count)))
+        qmp = QMPClient(socket: try target.connect(), pulse: Pulse(), idPrefix: "operator")
+        _ = try qmp.negotiate(target: target.description)
+    }
+
+    func runState() throws -> RunState { try QEMUMachine.runState(qmp) }
+
+    func chardevs() throws -> [String] {
+        (try qmp.execute("query-chardev").array ?? []).compactMap { $0["label"]?.string }.sorted()
+    }
+
+    func events() -> [String] {
+        qmp.takeInput()
+        var names: [String] = []
+        while let event = qmp.takeEvent() { names.append(event.name) }
+        return names
+    }
+
+    /// All of the guest's RAM.
+    func memory() throws -> [UInt8] {
+        let file = FileManager.default.temporaryDirectory.appendingPathComponent("vigil-ram-\(UUID().uuidString)")
+        defer { try? FileManager.default.removeItem(at: file) }
+        try qmp.execute("pmemsave", ["val": .integer(0), "size": .integer(128 << 20), "filename": .string(file.path)])
+        return [UInt8](try Data(contentsOf: file))
+    }
+}
+
+extension BundledGuestMachine {
+    /// Starts a guest and waits until it takes commands.
+    static func ready(_ configuration: GuestConfiguration = GuestConfiguration()) throws -> BundledGuestMachine {
+        let guest = try BundledGuestMachine(configuration)
+        try guest.waitUntilReady()
+        return guest
+    }
+
+    /// Shows that nothing of Vigil is in the guest: it runs, its code is as it was, a power call goes through
+    /// unseen and its callee-saved registers survive, no debug connection is open, and a new Vigil can attach
+    /// and sees a request.
+    func expectNothingLeft(
+        whileRunning: Bool = true, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        do {
+            let seenByOperator = try Operator(self)
+            #expect(try seenByOperator.runState() == .running, sourceLocation: sourceLocation)
+            #expect(try seenByOperator.chardevs() == ["serial"] || seenByOperator.chardevs() == ["compat_monitor0", "serial"], sourceLocation: sourceLocation)
+            let check = try console.run("check")
+            #expect(check.result.hasPrefix("ok clean"), "\(check.result)", sourceLocation: sourceLocation)
+            _ = seenByOperator.events()
+            // A breakpoint that was left would stop the guest here for good.
+            try console.run("refuse on")
+            let reply = try console.run("power user 5 6 0")
+            #expect(reply["status"] == 0xC000_02D3, "\(reply.result)", sourceLocation: sourceLocation)
+            #expect(seenByOperator.events().filter { $0 == "STOP" || $0 == "RESUME" }.isEmpty, sourceLocation: sourceLocation)
+        }
+        let vigil = try VigilProcess(["attach", target, "--format", "json"])
+        _ = try vigil.event("attached", sourceLocation: sourceLocation)
+        try console.run("power user 5 6 0")
+        #expect(try vigil.event("outcome").string("result") == "refused", sourceLocation: sourceLocation)
+        vigil.send(SIGTERM)
+        #expect(vigil.exitStatus() == 0, sourceLocation: sourceLocation)
+    }
+}
