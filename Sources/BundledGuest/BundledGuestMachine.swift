@@ -103,7 +103,7 @@ public final class BundledGuestMachine {
         console = GuestConsole(descriptor: pair[0])
         let log = open(logFile.path, O_CREAT | O_WRONLY | O_CLOEXEC | O_APPEND, 0o600)
         defer { close(log) }
-        process = try DependentProcess(path: qemu, arguments: arguments, inherited: pair[1], output: log)
+        process = try DependentProcess(path: qemu, arguments: arguments, output: log, errors: log, inherited: pair[1])
     }
 
     deinit {

@@ -12,15 +12,18 @@ public final class DependentProcess: Sendable {
     private static let starter = StarterThread()
 
     /// - Parameters:
-    ///   - inherited: becomes the program's descriptor 3.
-    ///   - output: where its standard output and error go.
-    init(path: String, arguments: [String], inherited: Int32, output: Int32) throws {
+    ///   - output: where its standard output goes.
+    ///   - errors: where its standard error goes.
+    ///   - inherited: becomes the program's descriptor 3, unless it is -1.
+    public init(
+        path: String, arguments: [String], output: Int32, errors: Int32, inherited: Int32 = -1
+    ) throws(GuestStartError) {
         let pid = Self.starter.run {
             var pointers: [UnsafeMutablePointer<CChar>?] = ([path] + arguments).map { strdup($0) } + [nil]
             defer { for pointer in pointers { free(pointer) } }
-            return clinux_spawn_dependent(path, &pointers, inherited, output)
+            return clinux_spawn_dependent(path, &pointers, output, errors, inherited)
         }
-        guard pid > 0 else { throw CocoaError(.executableLoad) }
+        guard pid > 0 else { throw .failed("cannot start \(path): \(String(cString: strerror(-pid)))") }
         processID = pid
     }
 

@@ -72,7 +72,7 @@ uint64_t clinux_device(unsigned int major, unsigned int minor) { return makedev(
 
 short clinux_spawn_new_session(void) { return POSIX_SPAWN_SETSID; }
 
-pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int inherited, int output)
+pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int output, int errors, int inherited)
 {
     // Only async-signal-safe calls after the fork: other threads may hold any lock.
     pid_t parent = getpid();
@@ -88,14 +88,14 @@ pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int inhe
     // A group of its own: a terminal's Ctrl-C is for whoever started the program.
     setpgid(0, 0);
     int null = open("/dev/null", O_RDWR);
-    int copy = inherited >= 0 ? fcntl(inherited, F_DUPFD, 16) : -1;
-    int log = fcntl(output, F_DUPFD, 16);
-    dup2(null, 0);
-    dup2(log, 1);
-    dup2(log, 2);
-    if (copy >= 0)
-        dup2(copy, 3);
-    for (int descriptor = copy >= 0 ? 4 : 3; descriptor < 1024; descriptor++)
+    // Copies above the numbers that the program wants, so that no copy overwrites a source.
+    int sources[] = {null, output, errors, inherited};
+    for (int index = 0; index < 4; index++)
+        sources[index] = sources[index] >= 0 ? fcntl(sources[index], F_DUPFD, 16) : -1;
+    for (int index = 0; index < 4; index++)
+        if (sources[index] >= 0)
+            dup2(sources[index], index);
+    for (int descriptor = inherited >= 0 ? 4 : 3; descriptor < 1024; descriptor++)
         close(descriptor);
     execv(path, arguments);
     _exit(127);

@@ -72,6 +72,9 @@ public protocol ControllableMachine: VirtualMachine {
     /// Gives control back and leaves the run state as it is. Sites must be removed before.
     func closeControl() throws(HypervisorError)
 
+    /// Why control was lost, where that was not the machine's doing; nil otherwise.
+    var lossOfControl: HypervisorError? { get }
+
     /// The number of vCPUs; known once control was opened.
     var vcpuCount: Int { get }
 
@@ -101,4 +104,9 @@ public protocol ControllableMachine: VirtualMachine {
 
     /// Writes bytes that the guest only reads as data. The machine may run.
     func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError)
+}
+
+extension ControllableMachine {
+    /// A machine whose connections nobody else can close.
+    public var lossOfControl: HypervisorError? { nil }
 }

@@ -144,11 +144,31 @@ final class GDBStub {
         return false
     }
 
-    /// Lets the machine run.
+    /// Lets the machine run, and returns when QEMU has taken the packet.
+    ///
+    /// QEMU reads its debug and its QMP connection in no set order: without the wait, a QMP command that
+    /// ends the stub could overtake the packet, and the machine would stand for good.
     func resume() throws(HypervisorError) {
         isStanding = false
         startsToBeReported += 1
         try socket.write(GDBPacket.frame("c"))
+        let deadline = ContinuousClock.now + Self.answerTimeout
+        while true {
+            if input.first == UInt8(ascii: "+") {
+                input.removeFirst()
+                return
+            } else if input.first == UInt8(ascii: "$") {
+                let packet = try receivePacket(until: deadline, for: "QEMU's gdbstub to take \"c\"")
+                if let stop = GDBStopReply(packet) { stopReplies.append(stop) }
+            } else if !input.isEmpty {
+                input.removeFirst()
+            } else {
+                if socket.atEnd { throw .gone("QEMU closed the debug connection: it ended") }
+                guard ContinuousClock.now < deadline else { throw .timedOut(waitingFor: "QEMU's gdbstub to take \"c\"") }
+                _ = try pulse.waitForInput([socket.descriptor], until: deadline)
+                socket.drain(into: &input)
+            }
+        }
     }
 
     /// Executes one instruction on a thread while the others stand.

@@ -104,6 +104,15 @@ extension QEMUMachine: ControllableMachine {
         }
     }
 
+    public var lossOfControl: HypervisorError? {
+        do throws(HypervisorError) {
+            try guardian?.check()
+            return nil
+        } catch {
+            return error
+        }
+    }
+
     public func openControl() throws(HypervisorError) -> Bool {
         let stub = try control()
         let wasRunning = try runState().isRunning
@@ -180,7 +189,17 @@ extension QEMUMachine: ControllableMachine {
     }
 
     public func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
-        if try ram.write(bytes, at: address) { return }
+        if try ram.write(bytes, at: address) {
+            do throws(HypervisorError) {
+                try guardian?.check()
+            } catch {
+                // Vigil was stopped between the check before and the store, and the guardian has taken over
+                // meanwhile: where this was written, it had put zeroes.
+                _ = try ram.write([UInt8](repeating: 0, count: bytes.count), at: address)
+                throw error
+            }
+            return
+        }
         let stub = try control()
         if stub.isStanding { return try stub.writePhysical(bytes, at: address.rawValue) }
         // No way to the RAM but the stub, which serves a standing machine only.

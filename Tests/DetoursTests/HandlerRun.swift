@@ -10,19 +10,19 @@ struct ProcessorState: Equatable, CustomStringConvertible {
             "rflags", "rsp", "mxcsr",
         ] + (0..<32).map { "xmm\($0 / 2)[\($0 % 2)]" }
 
-    var words = [UInt64](repeating: 0, count: Int(HARNESS_WORDS.rawValue))
+    var words = [UInt64](repeating: 0, count: HARNESS_WORDS)
 
     var flags: UInt64 {
-        get { words[Int(HARNESS_FLAGS.rawValue)] }
-        set { words[Int(HARNESS_FLAGS.rawValue)] = newValue }
+        get { words[HARNESS_FLAGS] }
+        set { words[HARNESS_FLAGS] = newValue }
     }
     var rsp: UInt64 {
-        get { words[Int(HARNESS_RSP.rawValue)] }
-        set { words[Int(HARNESS_RSP.rawValue)] = newValue }
+        get { words[HARNESS_RSP] }
+        set { words[HARNESS_RSP] = newValue }
     }
     var mxcsr: UInt64 {
-        get { words[Int(HARNESS_MXCSR.rawValue)] }
-        set { words[Int(HARNESS_MXCSR.rawValue)] = newValue }
+        get { words[HARNESS_MXCSR] }
+        set { words[HARNESS_MXCSR] = newValue }
     }
 
     var description: String {

@@ -7,7 +7,8 @@ import Testing
     /// A caller in the handler, on a thread of its own.
     private final class Spinner: Sendable {
         let run: HandlerRun
-        let isOut = Atomic(false)
+        private let out = Atomic(false)
+        var isOut: Bool { out.load(ordering: .acquiring) }
         let result = Mutex<[String]>([])
         let state: ProcessorState
 
@@ -24,7 +25,7 @@ import Testing
                     let spinner = Unmanaged<Spinner>.fromOpaque(argument!).takeRetainedValue()
                     let result = spinner.run.run(spinner.state, slot: 4)
                     spinner.result.withLock { $0 = result.differences(from: spinner.state) }
-                    spinner.isOut.store(true, ordering: .releasing)
+                    spinner.out.store(true, ordering: .releasing)
                     return nil
                 }, Unmanaged.passRetained(self).toOpaque())
             precondition(status == 0)
@@ -39,7 +40,7 @@ import Testing
             repeat {
                 sched_yield()
                 clock_gettime(clock, &spent)
-            } while spent.tv_sec == 0 && spent.tv_nsec < nanoseconds && !isOut.load(ordering: .acquiring)
+            } while spent.tv_sec == 0 && spent.tv_nsec < nanoseconds && !isOut
         }
     }
 
@@ -49,7 +50,7 @@ import Testing
         spinner.run[wait: 4] = 1
         let thread = spinner.start()
         spinner.letSpin(thread, nanoseconds: 5_000_000)
-        #expect(!spinner.isOut.load(ordering: .acquiring))
+        #expect(!spinner.isOut)
         spinner.run[wait: 4] = 0
         pthread_join(thread, nil)
         #expect(spinner.result.withLock { $0 } == [])
@@ -62,7 +63,7 @@ import Testing
         spinner.run[wait: 4] = 1
         let thread = spinner.start()
         spinner.letSpin(thread, nanoseconds: 5_000_000)
-        #expect(!spinner.isOut.load(ordering: .acquiring))
+        #expect(!spinner.isOut)
         spinner.run.time += HandlerRun.leaseLimit
         pthread_join(thread, nil)
         #expect(spinner.result.withLock { $0 } == [])

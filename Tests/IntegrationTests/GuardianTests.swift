@@ -41,6 +41,8 @@ extension Integration {
             _ = try vigil.event("attached")
             let call = try guest.console.start("power user 5 6 0")
             _ = try vigil.event("transition-requested")
+            // The handler is there while the caller waits in it: the guest's own check sees it.
+            while try guest.console.run("check").result.hasPrefix("ok clean") {}
             try end(vigil, by: death)
             // The guest itself compares the registers that a call must keep, and its arguments took effect.
             #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)

@@ -1,3 +1,4 @@
+import BundledGuest
 import Foundation
 import Testing
 
@@ -73,7 +74,7 @@ final class VigilProcess {
         }
     }
 
-    private let process = Process()
+    private let process: DependentProcess
     private let output = Lines()
     private let errors = Lines()
 
@@ -87,41 +88,40 @@ final class VigilProcess {
         }
     }
 
-    init(_ arguments: [String], environment: [String: String]? = nil) throws {
-        process.executableURL = URL(fileURLWithPath: try Self.path)
-        process.arguments = arguments
-        if let environment { process.environment = environment }
-        let (out, err) = (Pipe(), Pipe())
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = out
-        process.standardError = err
-        out.fileHandleForReading.readabilityHandler = { [output] handle in
-            let data = handle.availableData
-            if data.isEmpty { handle.readabilityHandler = nil }
-            output.append(data)
+    /// - Parameter program: run instead of vigil itself, with vigil's path and arguments as its own.
+    init(_ arguments: [String], by program: [String] = []) throws {
+        let command = try program + [Self.path] + arguments
+        func pipe() throws -> (read: Int32, write: Int32) {
+            var ends: [Int32] = [-1, -1]
+            try #require(Glibc.pipe(&ends) == 0)
+            for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+            return (ends[0], ends[1])
         }
-        err.fileHandleForReading.readabilityHandler = { [errors] handle in
-            let data = handle.availableData
-            if data.isEmpty { handle.readabilityHandler = nil }
-            errors.append(data)
-        }
-        try process.run()
-    }
-
-    deinit {
-        if process.isRunning {
-            send(SIGCONT)
-            send(SIGKILL)
-            process.waitUntilExit()
+        let (out, err) = (try pipe(), try pipe())
+        process = try DependentProcess(
+            path: command[0], arguments: Array(command.dropFirst()), output: out.write, errors: err.write)
+        close(out.write)
+        close(err.write)
+        for (end, lines) in [(out.read, output), (err.read, errors)] {
+            let reader = Thread {
+                var chunk = [UInt8](repeating: 0, count: 4096)
+                while true {
+                    let count = read(end, &chunk, chunk.count)
+                    lines.append(Data(chunk[..<max(0, count)]))
+                    if count <= 0 { break }
+                }
+                close(end)
+            }
+            reader.start()
         }
     }
 
     var isRunning: Bool { process.isRunning }
-    var processID: pid_t { process.processIdentifier }
+    var processID: pid_t { process.processID }
     var outputText: String { output.text }
     var errorText: String { errors.text }
 
-    func send(_ signal: Int32) { kill(process.processIdentifier, signal) }
+    func send(_ signal: Int32) { kill(process.processID, signal) }
 
     /// Waits for the next event of a name; earlier ones are passed over.
     func event(_ name: String, sourceLocation: SourceLocation = #_sourceLocation) throws -> VigilEvent {
@@ -140,17 +140,17 @@ final class VigilProcess {
     /// Waits for the process to end.
     /// - Returns: its exit status; that of a process ended by a signal is the signal's number plus 128.
     func exitStatus() -> Int32 {
-        process.waitUntilExit()
+        let status = process.waitForExit()
         output.waitForEnd()
         errors.waitForEnd()
-        return process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus
+        return status & 0x7f == 0 ? status >> 8 & 0xff : 128 + (status & 0x7f)
     }
 
     /// Runs vigil to its end.
-    static func run(_ arguments: String..., environment: [String: String]? = nil) throws -> (
-        status: Int32, output: String, errors: String
-    ) {
-        let vigil = try VigilProcess(arguments, environment: environment)
+    static func run(
+        _ arguments: String..., by program: [String] = []
+    ) throws -> (status: Int32, output: String, errors: String) {
+        let vigil = try VigilProcess(arguments, by: program)
         let status = vigil.exitStatus()
         return (status, vigil.outputText, vigil.errorText)
     }

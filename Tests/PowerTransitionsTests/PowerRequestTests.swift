@@ -18,13 +18,15 @@ import X86
         #expect(PowerRequest(x64: registers).action == .max)
     }
 
-    /// A 32-bit address space with one or more stack pages.
-    struct Space: CustomTestStringConvertible {
-        var name: String
+    enum Paging: CaseIterable { case legacy, pae }
+
+    /// A 32-bit address space, and how to map one more page of it.
+    struct Space {
         var ram: SyntheticRAM
         var memory: VirtualMemory
         var map: (UInt32) -> UInt64
-        var testDescription: String { name }
+
+        static func make(_ paging: Paging) -> Space { paging == .pae ? pae() : legacy() }
 
         /// Page tables of 32-bit entries (Intel SDM volume 3, 4.3).
         static func legacy() -> Space {
@@ -39,7 +41,7 @@ import X86
                 return page
             }
             let space = AddressSpace(root: directory, mode: .legacy32(largePages: true))
-            return Space(name: "32-bit", ram: ram, memory: VirtualMemory(physical: ram.physical, space: space), map: map)
+            return Space(ram: ram, memory: VirtualMemory(physical: ram.physical, space: space), map: map)
         }
 
         /// PAE page tables (Intel SDM volume 3, 4.4).
@@ -57,7 +59,7 @@ import X86
                 return page
             }
             let space = AddressSpace(root: pointers, mode: .pae)
-            return Space(name: "PAE", ram: ram, memory: VirtualMemory(physical: ram.physical, space: space), map: map)
+            return Space(ram: ram, memory: VirtualMemory(physical: ram.physical, space: space), map: map)
         }
     }
 
@@ -73,9 +75,9 @@ import X86
 
     static let request = PowerRequest(action: 3, minimumState: 5, flags: 0xc000_0004)
 
-    @Test("On x86 the three words above the return address are the arguments", arguments: [Space.legacy, Space.pae])
-    func x86(make: () -> Space) throws {
-        let space = make()
+    @Test("On x86 the three words above the return address are the arguments", arguments: Paging.allCases)
+    func x86(paging: Paging) throws {
+        let space = Space.make(paging)
         let page = space.map(0x8f1a_2000)
         for (index, value) in [0x1234_5678, 3, 5, 0xc000_0004, 99].enumerated() {
             space.ram.store(UInt32(value), at: page + 0xf00 + UInt64(index) * 4)
@@ -85,9 +87,9 @@ import X86
         #expect(try PowerRequest(x86: Self.stack(0xffff_ffff_8f1a_2f00), memory: space.memory) == Self.request)
     }
 
-    @Test("On x86 arguments may lie on two pages, that do not adjoin in RAM", arguments: [Space.legacy, Space.pae])
-    func acrossPages(make: () -> Space) throws {
-        let space = make()
+    @Test("On x86 arguments may lie on two pages, that do not adjoin in RAM", arguments: Paging.allCases)
+    func acrossPages(paging: Paging) throws {
+        let space = Space.make(paging)
         let upper = space.map(0x8f1a_3000)
         _ = space.map(0x9000_0000)
         let lower = space.map(0x8f1a_2000)
@@ -97,9 +99,9 @@ import X86
         #expect(try PowerRequest(x86: Self.stack(0x8f1a_2ff8), memory: space.memory) == Self.request)
     }
 
-    @Test("On x86 the stack wraps at 4 GiB", arguments: [Space.legacy, Space.pae])
-    func wraps(make: () -> Space) throws {
-        let space = make()
+    @Test("On x86 the stack wraps at 4 GiB", arguments: Paging.allCases)
+    func wraps(paging: Paging) throws {
+        let space = Space.make(paging)
         let top = space.map(0xffff_f000)
         let bottom = space.map(0)
         space.ram.store(UInt32(3), at: top + 0xffc)
@@ -113,9 +115,9 @@ import X86
         #expect(try PowerRequest(x86: Self.stack(0xffff_fffc), memory: space.memory) == Self.request)
     }
 
-    @Test("On x86 a stack that cannot be read, or not wholly, is an error", arguments: [Space.legacy, Space.pae])
-    func unreadable(make: () -> Space) throws {
-        let space = make()
+    @Test("On x86 a stack that cannot be read, or not wholly, is an error", arguments: Paging.allCases)
+    func unreadable(paging: Paging) throws {
+        let space = Space.make(paging)
         _ = space.map(0x8f1a_2000)
         let absent = try #require(throws: MemoryError.self) {
             try PowerRequest(x86: Self.stack(0x9000_0000), memory: space.memory)

@@ -9,7 +9,7 @@ import X86
 /// in `violations`.
 public final class FakeMachine {
     /// Something that was done to the machine, or that a witness was told of.
-    public enum Action: Equatable {
+    public enum Action: Equatable, Sendable {
         case announced(Effect)
         case paused
         case resumed
@@ -24,7 +24,7 @@ public final class FakeMachine {
     }
 
     /// What can be told to fail.
-    public enum Operation: Hashable {
+    public enum Operation: Hashable, Sendable {
         case announce, prepare, open, close, pause, resume, insert, remove, step, setRegisters, writeCode, writeData
         case runState, tables
     }

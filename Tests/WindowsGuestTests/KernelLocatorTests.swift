@@ -141,7 +141,7 @@ import X86
 
     @Test(
         "Garbage anywhere in what discovery reads is an error or a find, never a trap",
-        arguments: 1...60 as ClosedRange<UInt64>)
+        arguments: 1...6 as ClosedRange<UInt64>)
     func fuzz(seed: UInt64) {
         var random = SeededGenerator(seed: seed)
         for _ in 0..<40 {

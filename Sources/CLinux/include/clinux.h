@@ -23,9 +23,9 @@ uint64_t clinux_device(unsigned int major, unsigned int minor);
 short clinux_spawn_new_session(void);
 
 /// Starts a program that ends when the calling thread does (PR_SET_PDEATHSIG): the thread must live as long
-/// as the program shall. `inherited` (or -1) becomes descriptor 3 of the program; its standard output and
-/// error go to `output`. Returns the process id, or -errno.
-pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int inherited, int output);
+/// as the program shall. The program's descriptors are /dev/null, `output`, `errors` and, unless it is -1,
+/// `inherited` as 3. Returns the process id, or -errno.
+pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int output, int errors, int inherited);
 
 /// A descriptor that can be read when process `pid` has ended, or -errno.
 int clinux_process_descriptor(pid_t pid);

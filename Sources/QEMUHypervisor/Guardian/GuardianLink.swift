@@ -101,6 +101,8 @@ final class GuardianLink: EffectWitness {
     }
 
     func willPerform(_ effect: Effect) throws(HypervisorError) {
+        // Nothing is changed in the guest any more once the guardian has put it in order.
+        try check()
         if let message = GuardianMessage(effect) { try send(message) }
     }
 

@@ -1,0 +1,103 @@
+import GuestMemory
+import HypervisorInterface
+@testable import QEMUHypervisor
+import TestSupport
+import Testing
+import X86
+
+@Suite("What the guardian is told") struct GuardianMessageTests {
+    static let location = HandlerLocation(
+        entry: GuestVirtualAddress(0xffff_f806_4a20_4000), address: GuestVirtualAddress(0xffff_f806_4a20_3e00),
+        physical: GuestPhysicalAddress(0x12_3e00), length: 480, waitOffset: 440)
+    static let sites: [BreakpointSite] = [
+        .execution(GuestVirtualAddress(0xffff_f806_4a20_4000)), .execution(GuestVirtualAddress(0)),
+        .access(GuestVirtualAddress(.max), length: 8), .access(GuestVirtualAddress(0x10), length: 1),
+    ]
+
+    static var messages: [GuardianMessage] {
+        var generator = SeededGenerator(seed: 11)
+        let caller = HeldCaller(slot: 7, registers: DescriptionSample.random(&generator))
+        return [
+            .beat, .pause, .resume, .farewell, .handler(nil), .handler(location), .hold(caller), .release(slot: 0),
+            .release(slot: 7),
+        ] + sites.map { .insert($0) } + sites.map { .remove($0) }
+    }
+
+    @Test("Every message arrives as it was sent, and fits into a datagram")
+    func roundTrip() {
+        for message in Self.messages {
+            let bytes = message.bytes
+            #expect(GuardianMessage(bytes: bytes) == message)
+            #expect(bytes.count <= GuardianMessage.maximumLength)
+        }
+    }
+
+    @Test("A message cut short is none, or another that is whole, and never a trap")
+    func truncated() {
+        for message in Self.messages {
+            let bytes = message.bytes
+            for length in 0..<bytes.count { #expect(GuardianMessage(bytes: Array(bytes.prefix(length))) != message) }
+        }
+        #expect(GuardianMessage(bytes: []) == nil)
+        let hold = Self.messages[6].bytes
+        #expect(GuardianMessage(bytes: hold.dropLast()) == nil && GuardianMessage(bytes: hold + [0]) == nil)
+        #expect(GuardianMessage(bytes: GuardianMessage.insert(Self.sites[0]).bytes.dropLast()) == nil)
+    }
+
+    @Test("Random bytes, and known kinds with random contents, never trap")
+    func random() {
+        var generator = SeededGenerator(seed: 13)
+        var understood = 0
+        for _ in 0..<20_000 {
+            var bytes = (0..<Int.random(in: 0...300, using: &generator)).map { _ in UInt8.random(in: 0...255, using: &generator) }
+            if bytes.count >= 8, Bool.random(using: &generator) {
+                bytes.replaceSubrange(0..<8, with: [.random(in: 0...12, using: &generator), 0, 0, 0, 0, 0, 0, 0])
+            }
+            guard let message = GuardianMessage(bytes: bytes) else { continue }
+            understood += 1
+            var state = GuardedState()
+            state.apply(message)
+            #expect(state.sites.count + state.held.count <= 1)
+        }
+        #expect(understood > 1000)
+    }
+
+    @Test("The guardian is told of what it may have to take back, and of nothing else")
+    func effects() {
+        let site = Self.sites[0]
+        let caller = HeldCaller(slot: 1, registers: Registers())
+        let told: [(Effect, GuardianMessage?)] = [
+            (.pause, .pause), (.resume, .resume), (.step(VCPU(0)), .pause), (.insert(site), .insert(site)),
+            (.remove(site), .remove(site)), (.handler(Self.location), .handler(Self.location)), (.handler(nil), .handler(nil)),
+            (.hold(caller), .hold(caller)), (.release(slot: 1), .release(slot: 1)), (.setRegisters(VCPU(0)), nil),
+            (.writeCode(GuestPhysicalAddress(0), count: 1), nil), (.writeData(GuestPhysicalAddress(0), count: 1), nil),
+        ]
+        for (effect, message) in told { #expect(GuardianMessage(effect) == message) }
+    }
+
+    @Test("What is in force is the sum of what was said")
+    func state() {
+        var state = GuardedState()
+        var registers = Registers()
+        registers.rsp = 0x1000
+        let caller = HeldCaller(slot: 3, registers: registers)
+        for message: GuardianMessage in [
+            .pause, .insert(Self.sites[0]), .insert(Self.sites[2]), .insert(Self.sites[0]), .handler(Self.location),
+            .hold(caller), .beat,
+        ] { state.apply(message) }
+        var expected = GuardedState()
+        expected.sites = [Self.sites[0], Self.sites[2]]
+        expected.handler = Self.location
+        expected.held = [3: registers]
+        expected.stopIsOurs = true
+        #expect(state == expected)
+        for message: GuardianMessage in [
+            .release(slot: 2), .remove(Self.sites[1]), .remove(Self.sites[2]), .resume, .farewell,
+        ] { state.apply(message) }
+        expected.sites = [Self.sites[0]]
+        expected.stopIsOurs = false
+        #expect(state == expected)
+        for message: GuardianMessage in [.release(slot: 3), .handler(nil), .remove(Self.sites[0])] { state.apply(message) }
+        #expect(state == GuardedState())
+    }
+}

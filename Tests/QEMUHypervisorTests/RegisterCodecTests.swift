@@ -1,0 +1,162 @@
+import HypervisorInterface
+@testable import QEMUHypervisor
+import TestSupport
+import Testing
+import X86
+
+/// A target description in the shape of QEMU 7.2's, and `g` packets to fit.
+enum DescriptionSample {
+    static let target = """
+        <?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target>\
+        <architecture>i386:x86-64</architecture><xi:include href="i386-64bit.xml"/></target>
+        """
+
+    /// Names and widths in bits, in the packet's order.
+    static let registers: [(String, Int)] =
+        ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"].map { ($0, 64) } + (8...15).map { ("r\($0)", 64) }
+        + [("rip", 64), ("eflags", 32)] + ["cs", "ss", "ds", "es", "fs", "gs"].map { ($0, 32) }
+        + ["ss_base", "ds_base", "es_base", "fs_base", "gs_base", "k_gs_base", "cr0", "cr2", "cr3", "cr4", "cr8", "efer"]
+        .map { ($0, 64) } + (0..<8).map { ("st\($0)", 80) }
+        + ["fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop"].map { ($0, 32) }
+        + (0..<16).map { ("xmm\($0)", 128) } + [("mxcsr", 32)]
+
+    static var feature: String {
+        let lines = registers.enumerated().map { index, register in
+            "  <reg name=\"\(register.0)\" bitsize=\"\(register.1)\" type=\"int64\"\(index == 0 ? " regnum=\"0\"" : "")/>"
+        }
+        return """
+            <?xml version="1.0"?>
+            <!-- x86_64 64bit -->
+            <!DOCTYPE target SYSTEM "gdb-target.dtd">
+            <feature name="org.gnu.gdb.i386.core">
+              <flags id="x64_eflags" size="4">
+                <field name="" start="22" end="31"/>
+                <field name="CF" start="0" end="0"/>
+              </flags>
+              <vector id="v4f" type="ieee_single" count="4"/>
+            \(lines.joined(separator: "\n"))
+            </feature>
+            """
+    }
+
+    static func annex(_ name: String) -> [UInt8] { Array((name == "target.xml" ? target : feature).utf8) }
+
+    static func description() throws -> TargetDescription { try TargetDescription { annex($0) } }
+
+    /// The packet that holds these registers, with `filler` where they say nothing.
+    static func packet(_ registers: Registers, filler: UInt8 = 0xee) -> [UInt8] {
+        let control = registers.control
+        let values: [String: UInt64] = [
+            "rax": registers.rax, "rbx": registers.rbx, "rcx": registers.rcx, "rdx": registers.rdx, "rsi": registers.rsi,
+            "rdi": registers.rdi, "rbp": registers.rbp, "rsp": registers.rsp, "r8": registers.r8, "r9": registers.r9,
+            "r10": registers.r10, "r11": registers.r11, "r12": registers.r12, "r13": registers.r13,
+            "r14": registers.r14, "r15": registers.r15, "rip": registers.rip, "eflags": registers.rflags,
+            "cs": UInt64(registers.cs), "ss": UInt64(registers.ss), "fs_base": registers.fsBase,
+            "gs_base": registers.gsBase, "k_gs_base": registers.kernelGSBase, "cr0": control.cr0, "cr2": control.cr2,
+            "cr3": control.cr3, "cr4": control.cr4, "cr8": control.cr8, "efer": control.efer,
+        ]
+        return self.registers.flatMap { name, bits -> [UInt8] in
+            guard let value = values[name] else { return [UInt8](repeating: filler, count: bits / 8) }
+            return (0..<bits / 8).map { UInt8(truncatingIfNeeded: value >> (8 * UInt64($0))) }
+        }
+    }
+
+    static func random(_ generator: inout SeededGenerator) -> Registers {
+        var registers = Registers()
+        let paths: [WritableKeyPath<Registers, UInt64>] = [
+            \.rax, \.rbx, \.rcx, \.rdx, \.rsi, \.rdi, \.rbp, \.rsp, \.r8, \.r9, \.r10, \.r11, \.r12, \.r13, \.r14, \.r15,
+            \.rip, \.fsBase, \.gsBase, \.kernelGSBase, \.control.cr0, \.control.cr2, \.control.cr3, \.control.cr4,
+            \.control.cr8, \.control.efer,
+        ]
+        for path in paths { registers[keyPath: path] = generator.next() }
+        registers.rflags = UInt64(UInt32.random(in: 0...UInt32.max, using: &generator))
+        registers.cs = .random(in: 0...UInt16.max, using: &generator)
+        registers.ss = .random(in: 0...UInt16.max, using: &generator)
+        return registers
+    }
+}
+
+@Suite("Registers over the wire") struct RegisterCodecTests {
+    @Test("The description's includes are followed and its registers numbered and placed")
+    func description() throws {
+        let description = try DescriptionSample.description()
+        #expect(description.registers.count == DescriptionSample.registers.count)
+        #expect(description["rax"] == .init(number: 0, offset: 0, size: 8))
+        #expect(description["rip"] == .init(number: 16, offset: 128, size: 8))
+        #expect(description["eflags"] == .init(number: 17, offset: 136, size: 4))
+        #expect(description["cs"] == .init(number: 18, offset: 140, size: 4))
+        #expect(description["ss_base"] == .init(number: 24, offset: 164, size: 8))
+        #expect(description["efer"] == .init(number: 35, offset: 252, size: 8))
+        #expect(description["st1"] == .init(number: 37, offset: 270, size: 10))
+        // As many bytes as QEMU 7.2's packet has.
+        #expect(description["mxcsr"] == .init(number: 68, offset: 604, size: 4))
+        #expect(description["zmm0"] == nil)
+    }
+
+    @Test("A register that gives its own number moves those behind it")
+    func explicitNumber() throws {
+        let text = "<target><reg name=\"a\" bitsize=\"32\"/><reg name=\"b\" bitsize=\"64\" regnum=\"9\"/><reg name=\"c\" bitsize=\"8\"/></target>"
+        let description = try TargetDescription { _ in Array(text.utf8) }
+        #expect(description["a"] == .init(number: 0, offset: 0, size: 4))
+        #expect(description["b"] == .init(number: 9, offset: 4, size: 8))
+        #expect(description["c"] == .init(number: 10, offset: 12, size: 1))
+    }
+
+    @Test("A description that includes itself ends, and nonsense describes nothing")
+    func hostile() throws {
+        let endless = "<target><xi:include href=\"target.xml\"/><xi:include href=\"target.xml\"/></target>"
+        #expect(try TargetDescription { _ in Array(endless.utf8) }.registers.isEmpty)
+        for text in ["", "nonsense", "<target><reg name=\"a\"/><reg bitsize=\"64\"/></target>", "<reg name=\"a\" bitsize=\"-8\"/>"] {
+            #expect(try TargetDescription { _ in Array(text.utf8) }.registers.isEmpty)
+        }
+    }
+
+    @Test("A description's numbers, however large, do no harm")
+    func largeNumber() throws {
+        let text = "<target><reg name=\"a\" bitsize=\"32\" regnum=\"9223372036854775806\"/></target>"
+        #expect(try TargetDescription { _ in Array(text.utf8) }["a"]?.number == .max - 1)
+    }
+
+    @Test("Registers are decoded from where the description says they are")
+    func decodes() throws {
+        let codec = RegisterCodec(try DescriptionSample.description())
+        var generator = SeededGenerator(seed: 3)
+        for _ in 0..<20 {
+            let registers = DescriptionSample.random(&generator)
+            #expect(try codec.decode(DescriptionSample.packet(registers)) == registers)
+        }
+    }
+
+    @Test("A packet that is too short, or a description without a register, is an error")
+    func short() throws {
+        let codec = RegisterCodec(try DescriptionSample.description())
+        let packet = DescriptionSample.packet(Registers())
+        for length in [0, 1, 259] {
+            #expect(throws: HypervisorError.self) { try codec.decode(Array(packet.prefix(length))) }
+        }
+        // Vectors may be missing: nothing reads them.
+        #expect(throws: Never.self) { try codec.decode(Array(packet.prefix(260))) }
+        let other = try TargetDescription { _ in Array("<target><reg name=\"r0\" bitsize=\"32\"/></target>".utf8) }
+        #expect(throws: HypervisorError.self) { try RegisterCodec(other).decode(packet) }
+    }
+
+    @Test("Only the general registers that differ are written back")
+    func changes() throws {
+        let codec = RegisterCodec(try DescriptionSample.description())
+        var generator = SeededGenerator(seed: 5)
+        let old = DescriptionSample.random(&generator)
+        #expect(codec.changes(from: old, to: old) == [])
+        var new = old
+        new.rip ^= 1
+        new.rflags ^= 0x40
+        new.r15 ^= 1 << 63
+        // Not written back: these say where the vCPU is, not what it computes.
+        new.cs ^= 1
+        new.gsBase ^= 1
+        new.control.cr3 ^= 0x1000
+        #expect(
+            Set(codec.changes(from: old, to: new).map(\.number)) == [15, 16, 17])
+        let flags = codec.changes(from: old, to: new).first { $0.number == 17 }
+        #expect(flags == .init(number: 17, value: new.rflags, size: 4))
+    }
+}
