@@ -77,7 +77,8 @@ let package = Package(
         .testTarget(
             name: "IntegrationTests",
             dependencies: [
-                "BundledGuest", "QEMUHypervisor", "HypervisorInterface", "Introspection", "WindowsGuest", "vigil",
+                "BundledGuest", "QEMUHypervisor", "HypervisorInterface", "Introspection", "WindowsGuest",
+                "TestSupport", "vigil",
             ],
             swiftSettings: settings),
         tests("GuestMemory"),

@@ -60,7 +60,7 @@ public final class Engine {
             try stay()
         } catch {
             // A connection that the guardian closed looks like one that the machine closed.
-            if case .gone = error.hypervisorError, let reason = machine.lossOfControl { throw .hypervisor(reason) }
+            if error.hypervisorError != nil, let reason = machine.lossOfControl { throw .hypervisor(reason) }
             // Whatever went wrong, leave in good order if that still can be done.
             if error.hypervisorError == nil || hasControl { try? leave(.asked, quietly: true) }
             throw error

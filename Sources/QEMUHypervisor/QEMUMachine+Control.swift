@@ -3,12 +3,6 @@ import GuestMemory
 import HypervisorInterface
 import X86
 
-/// The names under which Vigil's debug connection is known in QEMU.
-enum DebugConnection {
-    static let chardev = "vigil-gdb"
-    static let passedDescriptor = "vigil-gdb-fd"
-}
-
 extension QEMUMachine: ControllableMachine {
     /// A debug register each under KVM; TCG has no limit, but the same rules hold there.
     public var breakpointCapacity: Int { 4 }
@@ -37,30 +31,31 @@ extension QEMUMachine: ControllableMachine {
         guard let guardianCommand else {
             throw .unsupported("no guardian: without the process that outlives Vigil, nothing is armed")
         }
-        let socket = try isLocal ? passDescriptor() : listenOnLoopback()
-        let stub = GDBStub(socket: socket, pulse: pulse)
-        do {
-            let link = try GuardianLink(
-                command: guardianCommand, qmp: qmp.socket.descriptor, debug: socket.descriptor)
-            guardian = link
-            pulse.beat = { () throws(HypervisorError) in try link.beat() }
-            self.stub = stub
-            return link
+        // The guardian comes first: from the first thing that is made in QEMU on, somebody will undo it.
+        let ends = try DebugConnection.makeEnds(local: isLocal)
+        let socket = Socket(descriptor: ends.ours, peer: "QEMU's gdbstub")
+        defer { if let theirs = ends.theirs { close(theirs) } }
+        let link = try GuardianLink(command: guardianCommand, qmp: qmp.socket.descriptor, debug: ends.ours)
+        guardian = link
+        pulse.beat = { () throws(HypervisorError) in try link.beat() }
+        stub = GDBStub(socket: socket, pulse: pulse)
+        do throws(HypervisorError) {
+            if let theirs = ends.theirs {
+                try passDescriptor(theirs)
+            } else {
+                try connectOverLoopback(ends.ours)
+            }
         } catch {
-            removeDebugConnection()
-            throw error
+            let reason = lossOfControl
+            try? closeControl()
+            throw reason ?? error
         }
+        return link
     }
 
-    /// Hands QEMU one end of a socket pair.
-    private func passDescriptor() throws(HypervisorError) -> Socket {
-        var pair: [Int32] = [-1, -1]
-        guard socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &pair) == 0 else {
-            throw .unsupported("cannot make a socket pair: \(String(cString: strerror(errno)))")
-        }
-        let ours = Socket(descriptor: pair[0], peer: "QEMU's gdbstub")
-        defer { close(pair[1]) }
-        try qmp.execute("getfd", ["fdname": .string(DebugConnection.passedDescriptor)], passing: pair[1])
+    /// Hands QEMU its end of a socket pair.
+    private func passDescriptor(_ theirs: Int32) throws(HypervisorError) {
+        try qmp.execute("getfd", ["fdname": .string(DebugConnection.passedDescriptor)], passing: theirs)
         try qmp.execute(
             "chardev-add",
             [
@@ -73,11 +68,10 @@ extension QEMUMachine: ControllableMachine {
                     ],
                 ],
             ])
-        return ours
     }
 
     /// Over TCP no descriptor can be passed: a port on QEMU's loopback, chosen by its kernel.
-    private func listenOnLoopback() throws(HypervisorError) -> Socket {
+    private func connectOverLoopback(_ ours: Int32) throws(HypervisorError) {
         try qmp.execute(
             "chardev-add",
             [
@@ -90,18 +84,13 @@ extension QEMUMachine: ControllableMachine {
                     ],
                 ],
             ])
-        do throws(HypervisorError) {
-            let list = try qmp.execute("query-chardev").array ?? []
-            let entry = list.first { $0["label"]?.string == DebugConnection.chardev }
-            // "disconnected:tcp:127.0.0.1:40123,server=on"
-            guard let name = entry?["filename"]?.string, let colon = name.lastIndex(of: ":"),
-                let port = UInt16(name[name.index(after: colon)...].prefix { $0.isNumber })
-            else { throw .unexpectedAnswer("no port for the debug connection") }
-            return try QEMUTarget.tcp(host: "127.0.0.1", port: String(port)).connect()
-        } catch {
-            removeDebugConnection()
-            throw error
-        }
+        let list = try qmp.execute("query-chardev").array ?? []
+        let entry = list.first { $0["label"]?.string == DebugConnection.chardev }
+        // "disconnected:tcp:127.0.0.1:40123,server=on"
+        guard let name = entry?["filename"]?.string, let colon = name.lastIndex(of: ":"),
+            let port = UInt16(name[name.index(after: colon)...].prefix { $0.isNumber })
+        else { throw .unexpectedAnswer("no port for the debug connection") }
+        try DebugConnection.connect(ours, port: port)
     }
 
     public var lossOfControl: HypervisorError? {

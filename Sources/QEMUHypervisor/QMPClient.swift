@@ -76,6 +76,7 @@ final class QMPClient {
         if let descriptor {
             let sent = clinux_send_descriptor(socket.descriptor, bytes, bytes.count, descriptor)
             guard sent > 0 else {
+                if sent == -Int(EPIPE) { throw .gone(Self.ended) }
                 throw .commandFailed(command: command, reason: String(cString: strerror(Int32(-sent))))
             }
             if sent < bytes.count { try socket.write(Array(bytes[sent...])) }

@@ -18,11 +18,14 @@ import Testing
         return (machine, DebugRegisterTable(effects))
     }
 
-    @Test("There are four, or fewer where the machine has fewer, and never more", arguments: [(4, 4), (2, 2), (0, 0), (64, 4)])
+    @Test(
+        "There are four, or fewer where the machine has fewer, and never more",
+        arguments: [(4, 4), (2, 2), (0, 0), (64, 4)])
     func capacity(has: Int, used: Int) throws {
         let (machine, table) = try Self.make(capacity: has)
         var taken = 0
-        for slot in 0..<8 as Range<UInt64> where try table.acquire(.returnWatch(stackSlot: slot * 8), Self.watch(slot * 8)) {
+        for slot in 0..<8 as Range<UInt64>
+        where try table.acquire(.returnWatch(stackSlot: slot * 8), Self.watch(slot * 8)) {
             taken += 1
         }
         #expect(taken == used && table.inUse == used && machine.sites.count == used)
@@ -32,7 +35,9 @@ import Testing
     @Test("A register that was given back is free for the next")
     func reuse() throws {
         let (machine, table) = try Self.make()
-        for slot in 0..<4 as Range<UInt64> { #expect(try table.acquire(.returnWatch(stackSlot: slot), Self.watch(slot))) }
+        for slot in 0..<4 as Range<UInt64> {
+            #expect(try table.acquire(.returnWatch(stackSlot: slot), Self.watch(slot)))
+        }
         #expect(try !table.acquire(.entry, .execution(GuestVirtualAddress(9))))
         try table.release(.returnWatch(stackSlot: 2))
         #expect(table.inUse == 3 && machine.sites.count == 3 && !machine.sites.contains(Self.watch(2)))

@@ -1,5 +1,6 @@
-@testable import Detours
 import Testing
+
+@testable import Detours
 
 @Suite("The detour's handler, executed", .serialized) struct DetourHandlerTests {
     /// Carry, parity, adjust, zero, sign, overflow, direction, identification; what is always set.
@@ -171,7 +172,9 @@ import Testing
     @Test("The public data lie apart from the code and from each other, within the handler")
     func layout() {
         let handler = DetourHandler()
-        let ranges = DetourHandler.PublicData.allCases.map { handler.range(of: $0) }.sorted { $0.lowerBound < $1.lowerBound }
+        let ranges = DetourHandler.PublicData.allCases.map { handler.range(of: $0) }.sorted {
+            $0.lowerBound < $1.lowerBound
+        }
         for (range, next) in zip(ranges, ranges.dropFirst()) { #expect(range.upperBound <= next.lowerBound) }
         #expect(ranges.last!.upperBound <= DetourHandler.length)
         #expect(ranges.first!.lowerBound > handler.stubOffset(slot: DetourHandler.slots - 1))

@@ -1,6 +1,7 @@
 import CHandlerHarness
-@testable import Detours
 import Glibc
+
+@testable import Detours
 
 /// The state of a processor, in the words of charness.h.
 struct ProcessorState: Equatable, CustomStringConvertible {
@@ -119,10 +120,10 @@ final class HandlerRun: @unchecked Sendable {
     /// The code and its public data as they are now.
     var bytes: [UInt8] { Array(UnsafeRawBufferPointer(start: code, count: DetourHandler.length)) }
 
-    /// What lies above the caller's stack pointer, which is not the handler's.
+    /// What lies from the caller's stack pointer on, which is not the handler's.
     var callersStack: [UInt8] {
-        get { Array(UnsafeRawBufferPointer(start: stack + Self.stackTop, count: 256)) }
-        set { (stack + Self.stackTop).copyMemory(from: newValue, byteCount: min(256, newValue.count)) }
+        get { Array(UnsafeRawBufferPointer(start: stack + Self.stackTop + 8, count: 256)) }
+        set { (stack + Self.stackTop + 8).copyMemory(from: newValue, byteCount: min(256, newValue.count)) }
     }
 
     /// RSP at the entry: a call has pushed its return address on an aligned stack.

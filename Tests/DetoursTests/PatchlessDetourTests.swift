@@ -95,7 +95,9 @@ import X86
         let test = try HookedGuest()
         let (holder, call) = try test.hold()
         let log = test.machine.log
-        func index(_ isIt: (FakeMachine.Action) -> Bool) throws -> Int { try #require(log.firstIndex(where: isIt)) }
+        func index(_ isIt: @escaping (FakeMachine.Action) -> Bool) throws -> Int {
+            try #require(log.firstIndex(where: isIt))
+        }
         let toldOfHandler = try index { if case .announced(.handler(_?)) = $0 { true } else { false } }
         let wroteHandler = try index { if case .wroteCode = $0 { true } else { false } }
         let wroteByte = try index { if case .wroteData(_, [1]) = $0 { true } else { false } }
@@ -116,7 +118,10 @@ import X86
         test.guest.ram.store(UInt8(0xcc), at: place)
         let call = test.guest.call()
         test.machine.registers[0] = call
-        guard case .slackInUse(let address) = Self.error({ () throws(DetourError) in _ = try test.detour.hold(VCPU(0), call) })
+        guard
+            case .slackInUse(let address) = Self.error({ () throws(DetourError) in
+                _ = try test.detour.hold(VCPU(0), call)
+            })
         else {
             Issue.record("it was written to")
             return
@@ -135,14 +140,17 @@ import X86
         #expect(test.guest.ram.load(UInt8.self, at: after) == 0xcc)
     }
 
-    @Test("A caller with interrupts off, above PASSIVE_LEVEL, or without slack cannot wait, and is not changed", arguments: 0..<3)
+    @Test(
+        "A caller with interrupts off, above PASSIVE_LEVEL, or without slack cannot wait, and is not changed",
+        arguments: 0..<3)
     func cannotWait(reason: Int) throws {
         let test = try HookedGuest(hasSlack: reason != 2)
         var call = test.guest.call()
         if reason == 0 { call.rflags &= ~0x200 }
         if reason == 1 { call.control.cr8 = 1 }
         test.machine.registers[0] = call
-        guard case .cannotWait = Self.error({ () throws(DetourError) in _ = try test.detour.hold(VCPU(0), call) }) else {
+        guard case .cannotWait = Self.error({ () throws(DetourError) in _ = try test.detour.hold(VCPU(0), call) })
+        else {
             Issue.record("it was held")
             return
         }

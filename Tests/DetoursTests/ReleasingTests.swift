@@ -122,9 +122,11 @@ import X86
         #expect(test.machine.log == [] && !test.detour.isHandlerPresent && test.detour.holders.isEmpty)
     }
 
-    @Test("A hold that fails on the way leaves its caller where it stands", arguments: [
-        FakeMachine.Operation.announce, .writeCode, .writeData, .setRegisters,
-    ])
+    @Test(
+        "A hold that fails on the way leaves its caller where it stands",
+        arguments: [
+            FakeMachine.Operation.announce, .writeCode, .writeData, .setRegisters,
+        ])
     func failing(operation: FakeMachine.Operation) throws {
         let test = try HookedGuest()
         let call = test.guest.call()

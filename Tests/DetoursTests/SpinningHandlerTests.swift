@@ -52,6 +52,9 @@ import Testing
         spinner.letSpin(thread, nanoseconds: 5_000_000)
         #expect(!spinner.isOut)
         spinner.run[wait: 4] = 0
+        spinner.letSpin(thread, nanoseconds: 500_000_000)
+        #expect(spinner.isOut)
+        spinner.run.time += HandlerRun.leaseLimit
         pthread_join(thread, nil)
         #expect(spinner.result.withLock { $0 } == [])
         #expect(spinner.run.calls.isEmpty)
@@ -65,6 +68,9 @@ import Testing
         spinner.letSpin(thread, nanoseconds: 5_000_000)
         #expect(!spinner.isOut)
         spinner.run.time += HandlerRun.leaseLimit
+        spinner.letSpin(thread, nanoseconds: 500_000_000)
+        #expect(spinner.isOut)
+        spinner.run[wait: 4] = 0
         pthread_join(thread, nil)
         #expect(spinner.result.withLock { $0 } == [])
     }

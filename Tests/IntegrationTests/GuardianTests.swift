@@ -1,5 +1,6 @@
 import BundledGuest
 import Foundation
+import TestSupport
 import Testing
 
 extension Integration {
@@ -16,12 +17,22 @@ extension Integration {
         /// Lets Vigil die and waits for the guardian's word.
         private func end(_ vigil: VigilProcess, by death: Death) throws {
             vigil.send(death.signal)
-            _ = try vigil.errorLine(containing: "vigil guardian:")
+            let word = try vigil.errorLine(containing: "vigil guardian:")
+            #expect(!word.contains("could not be"), "\(word)")
+            try expectAware(vigil, death)
+        }
+
+        /// Whoever lets a stopped Vigil go on finds it knowing that it is out of the game.
+        private func expectAware(_ vigil: VigilProcess, _ death: Death) throws {
             guard death == .stopped else { return }
-            // Whoever lets a stopped Vigil go on finds it knowing that it is out of the game.
             vigil.send(SIGCONT)
-            #expect(vigil.exitStatus() == 10)
+            #expect(vigil.exitStatus() == 10, "\(vigil.outputText)\(vigil.errorText)")
             #expect(vigil.errorText.contains("the guardian took over"))
+        }
+
+        /// Waits until a caller is in the handler: the guest's own check of its code sees it.
+        private func waitForHandler(in guest: BundledGuestMachine) throws {
+            while try guest.console.run("check").result.hasPrefix("ok clean") {}
         }
 
         @Test("Vigil dies while armed, and nothing of it is left", arguments: Death.allCases)
@@ -41,11 +52,102 @@ extension Integration {
             _ = try vigil.event("attached")
             let call = try guest.console.start("power user 5 6 0")
             _ = try vigil.event("transition-requested")
-            // The handler is there while the caller waits in it: the guest's own check sees it.
-            while try guest.console.run("check").result.hasPrefix("ok clean") {}
+            try waitForHandler(in: guest)
             try end(vigil, by: death)
-            // The guest itself compares the registers that a call must keep, and its arguments took effect.
+            // The guest itself compares the registers that a call must keep; the arguments reached the drivers.
             #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
+            try guest.expectNothingLeft()
+        }
+
+        @Test("Vigil dies while it watches for returns, and the calls return unseen", arguments: Death.allCases)
+        func beforeReturn(_ death: Death) throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("refuse on")
+            // The guest's clock does not stand still while the guardian waits for a sign of life.
+            try guest.console.run("slow 3000")
+            let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
+            _ = try vigil.event("attached")
+            let call = try guest.console.start("power user 5 6 0")
+            _ = try vigil.event("transition-requested")
+            try end(vigil, by: death)
+            #expect(try guest.console.replyIfThere(to: call) == nil, "the call returned too early to prove anything")
+            #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
+            try guest.console.run("slow 1")
+            try guest.expectNothingLeft()
+        }
+
+        @Test("With Vigil and its guardian dead, a held caller goes by itself when its lease ends")
+        func leaseEnds() throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("refuse on")
+            let vigil = try VigilProcess(["attach", guest.target, "--hold", "9000", "--format", "json"])
+            _ = try vigil.event("attached")
+            let before = try #require(try guest.console.run("counts")["entries"])
+            let call = try guest.console.start("power kernel 5 6 0")
+            _ = try vigil.event("transition-requested")
+            try waitForHandler(in: guest)
+            let start = try #require(try guest.console.run("time")["interrupt-time"])
+            for child in try children(of: vigil.processID) { kill(child, SIGKILL) }
+            vigil.send(SIGKILL)
+            _ = vigil.exitStatus()
+
+            // The breakpoint at the entry, which nobody removed, stops the guest when the caller comes back.
+            let seen = try Operator(guest)
+            while try seen.runState() == .running { seen.waitForEvent() }
+            #expect(try seen.runState() == .stoppedByDebugger)
+            // Its owners are dead, so the operator takes it out: a new stub, and a detach clears all.
+            try seen.clearBreakpointsByDetaching()
+            #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
+            let end = try #require(try guest.console.run("time")["interrupt-time"])
+            #expect(end - start >= 1_700_0000, "the lease is two seconds, less what had passed since its last renewal")
+            #expect(try guest.console.run("counts")["entries"] == before + 1)
+        }
+
+        /// The processes that a process started.
+        private func children(of process: pid_t) throws -> [pid_t] {
+            let path = "/proc/\(process)/task/\(process)/children"
+            return try String(contentsOfFile: path, encoding: .utf8).split(separator: " ").compactMap { pid_t($0) }
+        }
+
+        @Test("Vigil dies at random instants of a busy session, again and again, and nothing of it is left")
+        func randomInstants() throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("refuse on")
+            var random = SeededGenerator(seed: 0x5eed_0001)
+            for round in 0..<50 {
+                let death = Death.allCases[round % 2]
+                let instant = Duration.microseconds(Int.random(in: 0...400_000, using: &random))
+                let vigil = try VigilProcess(["attach", guest.target, "--hold", "40", "--format", "json"])
+                let deadline = ContinuousClock.now + instant
+                // Calls are under way all the time, in every stage.
+                var calls: [Int] = []
+                while ContinuousClock.now < deadline {
+                    calls.append(try guest.console.start("power \(round % 3 == 0 ? "kernel" : "user") 5 6 0"))
+                    if calls.count > 2 { _ = try guest.console.reply(to: calls.removeFirst()) }
+                }
+                vigil.send(death.signal)
+                // Before control was taken there is no guardian: then a stopped Vigil just goes on.
+                if try children(of: vigil.processID).isEmpty && !vigil.errorText.contains("guardian") {
+                    vigil.send(SIGKILL)
+                    _ = vigil.exitStatus()
+                } else {
+                    if !vigil.errorText.contains("vigil guardian:") {
+                        _ = try vigil.errorLine(containing: "vigil guardian:")
+                    }
+                    #expect(!vigil.errorText.contains("could not be"), "round \(round): \(vigil.errorText)")
+                    try expectAware(vigil, death)
+                }
+                for call in calls {
+                    guard let reply = try? guest.console.reply(to: call, within: .seconds(20)) else {
+                        let state = try guest.describe()
+                        Issue.record("round \(round), \(death) after \(instant): \(vigil.errorText)\(vigil.outputText)\(state)")
+                        return
+                    }
+                    #expect(reply["status"] == 0xC000_02D3, "round \(round): \(reply.result)")
+                }
+                let check = try guest.console.run("check").result
+                #expect(check.hasPrefix("ok clean"), "round \(round): \(check)")
+            }
             try guest.expectNothingLeft()
         }
     }

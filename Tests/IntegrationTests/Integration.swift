@@ -32,6 +32,29 @@ struct Operator {
         return names
     }
 
+    /// Where the guest is, for a failure's report.
+    func describe() throws -> String {
+        "\(try runState()), \(try chardevs())\n" + (try qmp.monitor("info registers")).prefix(700)
+    }
+
+    /// Waits for QEMU to say something, for a while.
+    func waitForEvent() {
+        _ = Socket.waitForInput([qmp.socket.descriptor], until: .now + .milliseconds(500))
+        _ = events()
+    }
+
+    /// What an operator does whose debugger died: a new stub on a path, and a detach, which clears all
+    /// breakpoints and lets the guest run.
+    func clearBreakpointsByDetaching() throws {
+        QEMUMachine.removeDebugConnection(qmp)
+        let path = "/tmp/vigil-test-gdb-\(UInt32.random(in: .min ... .max))"
+        defer { unlink(path) }
+        try qmp.monitor("gdbserver unix:\(path),server=on,wait=off")
+        let socket = try QEMUTarget.unix(path: path).connect()
+        try socket.write(GDBPacket.frame("D"))
+        while try runState() != .running { waitForEvent() }
+    }
+
     /// All of the guest's RAM.
     func memory() throws -> [UInt8] {
         let file = FileManager.default.temporaryDirectory.appendingPathComponent("vigil-ram-\(UUID().uuidString)")
@@ -42,6 +65,16 @@ struct Operator {
 }
 
 extension BundledGuestMachine {
+    /// Where the guest is, for a failure's report.
+    func describe() throws -> String {
+        var text = try Operator(self).describe()
+        for command in ["ping", "counts", "check", "threads"] {
+            let reply = try? console.run(command, within: .seconds(3))
+            text += "\n\(command): \(reply.map { $0.result } ?? "no answer")"
+        }
+        return text + "\n" + console.log.suffix(4000)
+    }
+
     /// Starts a guest and waits until it takes commands.
     static func ready(_ configuration: GuestConfiguration = GuestConfiguration()) throws -> BundledGuestMachine {
         let guest = try BundledGuestMachine(configuration)

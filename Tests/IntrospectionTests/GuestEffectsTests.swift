@@ -67,15 +67,18 @@ import X86
         #expect(machine.actions == [.paused, .resumed])
     }
 
-    @Test("A machine that stands already is neither paused nor resumed", arguments: [
-        RunState.paused, .suspended, .notStarted, .poweredOff, .guestPanicked,
-    ])
+    @Test(
+        "A machine that stands already is neither paused nor resumed",
+        arguments: [
+            RunState.paused, .suspended, .notStarted, .poweredOff, .guestPanicked,
+        ])
     func standing(state: RunState) throws {
         let (machine, effects) = try Self.controlled(state)
         try effects.withPaused { () throws(HypervisorError) in try effects.insert(Self.site) }
-        #expect(Self.error { () throws(HypervisorError) in
-            try effects.withPaused { () throws(HypervisorError) in throw Self.failure }
-        } == Self.failure)
+        #expect(
+            Self.error { () throws(HypervisorError) in
+                try effects.withPaused { () throws(HypervisorError) in throw Self.failure }
+            } == Self.failure)
         #expect(machine.state == state && machine.actions == [.inserted(Self.site)])
         #expect(machine.violations == [])
     }
@@ -90,9 +93,11 @@ import X86
         #expect(effects.counts.pauses == 1)
     }
 
-    @Test("Nothing is done that a witness refuses to hear of", arguments: [
-        FakeMachine.Action.paused, .inserted(site), .wroteData(GuestPhysicalAddress(0x1000), [1]),
-    ])
+    @Test(
+        "Nothing is done that a witness refuses to hear of",
+        arguments: [
+            FakeMachine.Action.paused, .inserted(site), .wroteData(GuestPhysicalAddress(0x1000), [1]),
+        ])
     func refusedByWitness(action: FakeMachine.Action) throws {
         let (machine, effects) = try Self.controlled()
         machine.failures[.announce] = [.guardianLost]

@@ -23,9 +23,11 @@ import Testing
         #expect(machine.violations == [])
     }
 
-    @Test("A machine that stands is left standing, and its stop is not announced as ours", arguments: [
-        RunState.paused, .suspended, .notStarted, .stoppedByDebugger,
-    ])
+    @Test(
+        "A machine that stands is left standing, and its stop is not announced as ours",
+        arguments: [
+            RunState.paused, .suspended, .notStarted, .stoppedByDebugger,
+        ])
     func standing(state: RunState) throws {
         let (machine, effects) = Self.make(state)
         try effects.takeControl { () throws(HypervisorError) in try effects.insert(Self.site) }
@@ -61,9 +63,11 @@ import Testing
         #expect(machine.actions == [])
     }
 
-    @Test("Giving control up closes it, dismisses the witnesses and changes nothing of the run state", arguments: [
-        RunState.running, .paused, .suspended,
-    ])
+    @Test(
+        "Giving control up closes it, dismisses the witnesses and changes nothing of the run state",
+        arguments: [
+            RunState.running, .paused, .suspended,
+        ])
     func givesUp(state: RunState) throws {
         let (machine, effects) = Self.make()
         try effects.takeControl {}

@@ -141,7 +141,9 @@ import WindowsGuest
         try test.enter(first, vcpu: 0)
         test.pass(.seconds(1))
         try test.enter(second, vcpu: 1)
-        #expect(test.isInHandler(0) && test.isInHandler(1) && test.machine.registers[0].rip != test.machine.registers[1].rip)
+        #expect(
+            test.isInHandler(0) && test.isInHandler(1) && test.machine.registers[0].rip != test.machine.registers[1].rip
+        )
         test.pass(.seconds(1))
         _ = try test.tick()
         #expect(test.waitByte(0) == 0 && test.waitByte(1) == 1)

@@ -22,13 +22,15 @@ import WindowsGuest
         #expect(test.powerGuard.openTransitions == 0)
     }
 
-    @Test("The guest's reset is the outcome of a reboot, its power-off of a shutdown", arguments: [
-        (5, 6, HostEvent.reset(byGuest: true), "outcome 1 reboot reset null"),
-        (4, 6, .poweredOff(byGuest: true), "outcome 1 shutdown powered-off null"),
-        (6, 4, .poweredOff(byGuest: true), "outcome 1 shutdown powered-off null"),
-        (3, 5, .poweredOff(byGuest: true), "outcome 1 hibernate hibernated null"),
-        (4, 5, .poweredOff(byGuest: true), "outcome 1 hibernate hibernated null"),
-    ] as [(UInt32, UInt32, HostEvent, String)])
+    @Test(
+        "The guest's reset is the outcome of a reboot, its power-off of a shutdown",
+        arguments: [
+            (5, 6, HostEvent.reset(byGuest: true), "outcome 1 reboot reset null"),
+            (4, 6, .poweredOff(byGuest: true), "outcome 1 shutdown powered-off null"),
+            (6, 4, .poweredOff(byGuest: true), "outcome 1 shutdown powered-off null"),
+            (3, 5, .poweredOff(byGuest: true), "outcome 1 hibernate hibernated null"),
+            (4, 5, .poweredOff(byGuest: true), "outcome 1 hibernate hibernated null"),
+        ] as [(UInt32, UInt32, HostEvent, String)])
     func ended(action: UInt32, state: UInt32, event: HostEvent, outcome: String) throws {
         let (test, _) = try Self.requested(action, state)
         test.powerGuard.handle(event)
@@ -53,10 +55,12 @@ import WindowsGuest
         #expect(test.events.last == "outcome 1 sleep returned 0x0")
     }
 
-    @Test("Host events that no request foretold are unannounced", arguments: [
-        HostEvent.suspended, .wokeUp, .suspendedToDisk, .reset(byGuest: true), .reset(byGuest: false),
-        .poweredOff(byGuest: true), .poweredOff(byGuest: false), .guestPanicked,
-    ])
+    @Test(
+        "Host events that no request foretold are unannounced",
+        arguments: [
+            HostEvent.suspended, .wokeUp, .suspendedToDisk, .reset(byGuest: true), .reset(byGuest: false),
+            .poweredOff(byGuest: true), .poweredOff(byGuest: false), .guestPanicked,
+        ])
     func unannounced(event: HostEvent) throws {
         let test = try GuardedGuest()
         test.powerGuard.handle(event)
@@ -66,7 +70,9 @@ import WindowsGuest
     @Test("What the operator does to the machine is no power event")
     func operatorEvents() throws {
         let test = try GuardedGuest()
-        for event in [HostEvent.powerButtonPressed, .stoppedByOperator, .startedByOperator] { test.powerGuard.handle(event) }
+        for event in [HostEvent.powerButtonPressed, .stoppedByOperator, .startedByOperator] {
+            test.powerGuard.handle(event)
+        }
         #expect(test.events == [])
     }
 
@@ -82,7 +88,8 @@ import WindowsGuest
     func otherEnd() throws {
         let (test, _) = try Self.requested(5, 6)
         test.powerGuard.handle(.poweredOff(byGuest: true))
-        #expect(test.events.dropFirst() == ["unannounced poweredOff(byGuest: true)", "outcome 1 reboot powered-off null"])
+        #expect(
+            test.events.dropFirst() == ["unannounced poweredOff(byGuest: true)", "outcome 1 reboot powered-off null"])
     }
 
     @Test("A machine that ends without a word has done what was requested, if that was to end")

@@ -1,6 +1,7 @@
 import HypervisorInterface
-@testable import PowerTransitions
 import Testing
+
+@testable import PowerTransitions
 
 @Suite("A transition's record") struct TransitionRecordTests {
     static func record(_ transition: Transition, _ events: HostEvent...) -> TransitionRecord {
@@ -10,7 +11,8 @@ import Testing
     }
 
     static let events: [HostEvent] = [
-        .suspended, .wokeUp, .suspendedToDisk, .reset(byGuest: true), .reset(byGuest: false), .poweredOff(byGuest: true),
+        .suspended, .wokeUp, .suspendedToDisk, .reset(byGuest: true), .reset(byGuest: false),
+        .poweredOff(byGuest: true),
         .poweredOff(byGuest: false), .guestPanicked,
     ]
 
@@ -53,7 +55,8 @@ import Testing
         }
     }
 
-    @Test("A reset ends in a reset, and events that leave the machine alive end nothing", arguments: Transition.allCases)
+    @Test(
+        "A reset ends in a reset, and events that leave the machine alive end nothing", arguments: Transition.allCases)
     func endings(transition: Transition) {
         let record = Self.record(transition)
         #expect(record.result(of: .reset(byGuest: true)) == .reset)

@@ -1,7 +1,8 @@
 import GuestMemory
 import HypervisorInterface
-@testable import QEMUHypervisor
 import Testing
+
+@testable import QEMUHypervisor
 
 @Suite("The gdbstub's client") struct GDBStubTests {
     static func stub(_ peer: ScriptedPeer) -> GDBStub {
@@ -109,9 +110,11 @@ import Testing
         #expect(peer.surprises == [])
     }
 
-    @Test("Our interrupt's stop is ours; a breakpoint that was faster leaves its stop to be taken", arguments: [
-        ("T02thread:01;", true), ("T05thread:02;", false), ("T05thread:02;awatch:20;", false),
-    ])
+    @Test(
+        "Our interrupt's stop is ours; a breakpoint that was faster leaves its stop to be taken",
+        arguments: [
+            ("T02thread:01;", true), ("T05thread:02;", false), ("T05thread:02;awatch:20;", false),
+        ])
     func interrupts(reply: String, isOurs: Bool) throws {
         let peer = ScriptedPeer { peer in peer.expect("^C", reply: reply) }
         let stub = Self.stub(peer)
@@ -148,6 +151,35 @@ import Testing
         #expect(stub.isStanding && stub.stopsToBeReported == 2)
     }
 
+    @Test("A resumption is done when QEMU has acknowledged it, and a stop that comes with that is not lost")
+    func resumeIsAcknowledged() throws {
+        let peer = ScriptedPeer { peer in
+            peer.expect("c")
+            peer.send("+$T05threa")
+            peer.send("d:02;#00")
+        }
+        let stub = Self.stub(peer)
+        try stub.resume()
+        #expect(peer.received == ["c"])
+        peer.finish()
+        #expect(try stub.takeStop() == .trap(thread: 2, watch: nil))
+    }
+
+    @Test("A machine that ends instead of resuming is gone")
+    func goneOnResume() throws {
+        let peer = ScriptedPeer { peer in
+            peer.expect("c")
+            peer.hangUp()
+        }
+        let stub = Self.stub(peer)
+        let error = Self.reason { () throws(HypervisorError) in try stub.resume() }
+        guard case .gone = try #require(error) else {
+            Issue.record("\(error!)")
+            return
+        }
+        peer.finish()
+    }
+
     @Test("A stop that the operator made is not one of ours to be reported")
     func operatorStop() throws {
         let peer = ScriptedPeer { peer in peer.reply("T02thread:01;") }
@@ -159,7 +191,8 @@ import Testing
         #expect(!stub.isStanding)
     }
 
-    @Test("Code is written by physical address, in parts, and the stub's mode put back", arguments: [1, 1024, 1025, 2100])
+    @Test(
+        "Code is written by physical address, in parts, and the stub's mode put back", arguments: [1, 1024, 1025, 2100])
     func writesPhysical(count: Int) throws {
         let peer = ScriptedPeer { peer in
             while let packet = peer.nextPacket() {
@@ -176,7 +209,9 @@ import Testing
             let parts = packet.dropFirst().split(separator: ":")
             let place = parts[0].split(separator: ",").map { UInt64($0, radix: 16)! }
             let data = try #require(GDBPacket.bytes(fromHex: Array(parts[1].utf8)))
-            #expect(packet.hasPrefix("M") && place[0] == 0x1234_5000 + UInt64(written.count) && place[1] == UInt64(data.count))
+            #expect(
+                packet.hasPrefix("M") && place[0] == 0x1234_5000 + UInt64(written.count)
+                    && place[1] == UInt64(data.count))
             // The stub's buffer is 4 KiB.
             #expect(packet.utf8.count < 4096)
             written += data

@@ -1,9 +1,10 @@
 import GuestMemory
 import HypervisorInterface
-@testable import QEMUHypervisor
 import TestSupport
 import Testing
 import X86
+
+@testable import QEMUHypervisor
 
 @Suite("What the guardian is told") struct GuardianMessageTests {
     static let location = HandlerLocation(
@@ -49,7 +50,9 @@ import X86
         var generator = SeededGenerator(seed: 13)
         var understood = 0
         for _ in 0..<20_000 {
-            var bytes = (0..<Int.random(in: 0...300, using: &generator)).map { _ in UInt8.random(in: 0...255, using: &generator) }
+            var bytes = (0..<Int.random(in: 0...300, using: &generator)).map { _ in
+                UInt8.random(in: 0...255, using: &generator)
+            }
             if bytes.count >= 8, Bool.random(using: &generator) {
                 bytes.replaceSubrange(0..<8, with: [.random(in: 0...12, using: &generator), 0, 0, 0, 0, 0, 0, 0])
             }
@@ -68,7 +71,8 @@ import X86
         let caller = HeldCaller(slot: 1, registers: Registers())
         let told: [(Effect, GuardianMessage?)] = [
             (.pause, .pause), (.resume, .resume), (.step(VCPU(0)), .pause), (.insert(site), .insert(site)),
-            (.remove(site), .remove(site)), (.handler(Self.location), .handler(Self.location)), (.handler(nil), .handler(nil)),
+            (.remove(site), .remove(site)), (.handler(Self.location), .handler(Self.location)),
+            (.handler(nil), .handler(nil)),
             (.hold(caller), .hold(caller)), (.release(slot: 1), .release(slot: 1)), (.setRegisters(VCPU(0)), nil),
             (.writeCode(GuestPhysicalAddress(0), count: 1), nil), (.writeData(GuestPhysicalAddress(0), count: 1), nil),
         ]
@@ -97,7 +101,9 @@ import X86
         expected.sites = [Self.sites[0]]
         expected.stopIsOurs = false
         #expect(state == expected)
-        for message: GuardianMessage in [.release(slot: 3), .handler(nil), .remove(Self.sites[0])] { state.apply(message) }
+        for message: GuardianMessage in [.release(slot: 3), .handler(nil), .remove(Self.sites[0])] {
+            state.apply(message)
+        }
         #expect(state == GuardedState())
     }
 }

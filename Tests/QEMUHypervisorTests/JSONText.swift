@@ -1,4 +1,5 @@
 import Foundation
+
 @testable import QEMUHypervisor
 
 /// JSON from bytes, for the tests.

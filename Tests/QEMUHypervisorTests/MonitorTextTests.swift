@@ -1,8 +1,9 @@
 import GuestMemory
 import HypervisorInterface
-@testable import QEMUHypervisor
 import Testing
 import X86
+
+@testable import QEMUHypervisor
 
 /// What QEMU 7.2's monitor prints.
 enum MonitorSamples {
@@ -162,11 +163,14 @@ enum MonitorSamples {
         #expect(MonitorText.ramRanges(MonitorSamples.afterFirmware + card).map(\.name).contains("vga.vram") == false)
     }
 
-    @Test("No view of memory, or nonsense in one, is no RAM", arguments: [
-        "", "No rendered FlatView", "(prio 0, ram): pc.ram", "zz-ff (prio 0, ram): x", "10-0 (prio 0, ram): x",
-        "0-ffffffffffffffff (prio 0, ram): x", "0-ff )prio 0, ram(: x", "0-ff (prio 0, ram):", "0-ff (prio 0, i/o): x",
-        "0-ff", "0-1-2 (prio 0, ram): x",
-    ])
+    @Test(
+        "No view of memory, or nonsense in one, is no RAM",
+        arguments: [
+            "", "No rendered FlatView", "(prio 0, ram): pc.ram", "zz-ff (prio 0, ram): x", "10-0 (prio 0, ram): x",
+            "0-ffffffffffffffff (prio 0, ram): x", "0-ff )prio 0, ram(: x", "0-ff (prio 0, ram):",
+            "0-ff (prio 0, i/o): x",
+            "0-ff", "0-1-2 (prio 0, ram): x",
+        ])
     func noRAM(line: String) {
         #expect(MonitorText.ramRanges("FlatView #0\n AS \"memory\", root: system\n  \(line)\n").isEmpty)
         #expect(MonitorText.ramRanges("FlatView #0\n AS \"I/O\", root: io\n  0-ff (prio 0, ram): x\n").isEmpty)
@@ -174,7 +178,9 @@ enum MonitorSamples {
 
     @Test("A host address is what the monitor says one to be")
     func hostAddress() {
-        #expect(MonitorText.hostAddress("Host virtual address for 0x1000 (pc.ram) is 0x7ff43be01000\r\n") == 0x7ff4_3be0_1000)
+        #expect(
+            MonitorText.hostAddress("Host virtual address for 0x1000 (pc.ram) is 0x7ff43be01000\r\n")
+                == 0x7ff4_3be0_1000)
         #expect(MonitorText.hostAddress("Memory at address 0xfee00000 is not RAM\r\n") == nil)
         #expect(MonitorText.hostAddress("") == nil)
     }

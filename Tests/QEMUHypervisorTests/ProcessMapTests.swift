@@ -1,13 +1,15 @@
 import CLinux
 import GuestMemory
 import HypervisorInterface
-@testable import QEMUHypervisor
 import Testing
+
+@testable import QEMUHypervisor
 
 @Suite("Lines of a process's map") struct MappedAreaTests {
     @Test("A shared mapping of a memory file is read, whatever its name holds")
     func shared() throws {
-        let line = "7f1c00000000-7f1c08000000 rw-s 00100000 00:01 2058                       /memfd:memory-backend-memfd (deleted)"
+        let line =
+            "7f1c00000000-7f1c08000000 rw-s 00100000 00:01 2058                       /memfd:memory-backend-memfd (deleted)"
         let area = try #require(MappedArea(line[...]))
         #expect(area.start == 0x7f1c_0000_0000 && area.end == 0x7f1c_0800_0000 && area.isShared)
         #expect(area.offset == 0x10_0000 && area.device == clinux_device(0, 1) && area.inode == 2058)
@@ -21,10 +23,13 @@ import Testing
         #expect(!anonymous.isShared && anonymous.inode == 0)
     }
 
-    @Test("Other lines are none", arguments: [
-        "", "7f1c00000000 rw-s 0 00:01 1", "x-y rw-s 0 00:01 1", "1000-2000 rw-s 0 0001 1", "1000-2000 rw-s 0 00:01",
-        "1000-2000 rw-s zz 00:01 1", "1000-2000 rw-s 0 00:01 -1", "1000-2000-3000 rw-s 0 00:01 1",
-    ])
+    @Test(
+        "Other lines are none",
+        arguments: [
+            "", "7f1c00000000 rw-s 0 00:01 1", "x-y rw-s 0 00:01 1", "1000-2000 rw-s 0 0001 1",
+            "1000-2000 rw-s 0 00:01",
+            "1000-2000 rw-s zz 00:01 1", "1000-2000 rw-s 0 00:01 -1", "1000-2000-3000 rw-s 0 00:01 1",
+        ])
     func others(line: String) {
         #expect(MappedArea(line[...]) == nil)
     }
@@ -43,15 +48,18 @@ import Testing
 }
 
 @Suite("Naming a QEMU") struct QEMUTargetTests {
-    @Test("A path is what has a slash or no port; an address is a host and a port", arguments: [
-        ("/run/qmp.sock", .unix(path: "/run/qmp.sock")), ("qmp.sock", .unix(path: "qmp.sock")),
-        ("./a:1", .unix(path: "./a:1")), ("/run/a:4444", .unix(path: "/run/a:4444")),
-        ("localhost:4444", .tcp(host: "localhost", port: "4444")), ("10.0.0.1:1", .tcp(host: "10.0.0.1", port: "1")),
-        ("::1:4444", .tcp(host: "::1", port: "4444")), ("localhost:65535", .tcp(host: "localhost", port: "65535")),
-        ("localhost:65536", .unix(path: "localhost:65536")), ("localhost:0", .unix(path: "localhost:0")),
-        ("localhost:", .unix(path: "localhost:")), ("localhost:qmp", .unix(path: "localhost:qmp")),
-        (":4444", .unix(path: ":4444")), ("", .unix(path: "")),
-    ] as [(String, QEMUTarget)])
+    @Test(
+        "A path is what has a slash or no port; an address is a host and a port",
+        arguments: [
+            ("/run/qmp.sock", .unix(path: "/run/qmp.sock")), ("qmp.sock", .unix(path: "qmp.sock")),
+            ("./a:1", .unix(path: "./a:1")), ("/run/a:4444", .unix(path: "/run/a:4444")),
+            ("localhost:4444", .tcp(host: "localhost", port: "4444")),
+            ("10.0.0.1:1", .tcp(host: "10.0.0.1", port: "1")),
+            ("::1:4444", .tcp(host: "::1", port: "4444")), ("localhost:65535", .tcp(host: "localhost", port: "65535")),
+            ("localhost:65536", .unix(path: "localhost:65536")), ("localhost:0", .unix(path: "localhost:0")),
+            ("localhost:", .unix(path: "localhost:")), ("localhost:qmp", .unix(path: "localhost:qmp")),
+            (":4444", .unix(path: ":4444")), ("", .unix(path: "")),
+        ] as [(String, QEMUTarget)])
     func parses(text: String, target: QEMUTarget) {
         #expect(QEMUTarget(text) == target)
         #expect(target.description == "qemu:" + text)

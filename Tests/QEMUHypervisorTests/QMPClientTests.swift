@@ -1,7 +1,8 @@
 import Glibc
 import HypervisorInterface
-@testable import QEMUHypervisor
 import Testing
+
+@testable import QEMUHypervisor
 
 @Suite("The QMP client") struct QMPClientTests {
     static func client(_ peer: ScriptedPeer, prefix: String = "vigil") -> QMPClient {
@@ -64,7 +65,9 @@ import Testing
     func refused() throws {
         let peer = ScriptedPeer { peer in
             guard let command = peer.nextCommand() else { return }
-            peer.send("{\"id\": \"\(command.id)\", \"error\": {\"class\": \"GenericError\", \"desc\": \"no such thing\"}}\r\n")
+            peer.send(
+                "{\"id\": \"\(command.id)\", \"error\": {\"class\": \"GenericError\", \"desc\": \"no such thing\"}}\r\n"
+            )
         }
         #expect(throws: HypervisorError.commandFailed(command: "chardev-remove", reason: "no such thing")) {
             try Self.client(peer).execute("chardev-remove", ["id": "x"])
@@ -76,7 +79,8 @@ import Testing
     func otherClient() throws {
         let peer = ScriptedPeer { peer in
             peer.expectCommand(
-                "query-status", returns: "{\"mine\": true}", before: "{\"return\": {\"mine\": false}, \"id\": \"vigil-1\"}\r\n")
+                "query-status", returns: "{\"mine\": true}",
+                before: "{\"return\": {\"mine\": false}, \"id\": \"vigil-1\"}\r\n")
         }
         #expect(try Self.client(peer, prefix: "guardian").execute("query-status")["mine"]?.bool == true)
         peer.finish()
@@ -156,10 +160,12 @@ import Testing
         for end in ends { close(end) }
     }
 
-    @Test("JSON values survive encoding and decoding", arguments: [
-        "null", "true", "false", "0", "-9223372036854775808", "9223372036854775807", "1.5", "\"text\"", "[]", "{}",
-        "{\"a\":[1,{\"b\":null}]}",
-    ])
+    @Test(
+        "JSON values survive encoding and decoding",
+        arguments: [
+            "null", "true", "false", "0", "-9223372036854775808", "9223372036854775807", "1.5", "\"text\"", "[]", "{}",
+            "{\"a\":[1,{\"b\":null}]}",
+        ])
     func json(text: String) throws {
         let value = try #require(JSONText.decode(text))
         #expect(try JSONText.encode(value) == value)
@@ -169,7 +175,7 @@ import Testing
     func kinds() {
         #expect(JSONText.decode("1") == .integer(1) && JSONText.decode("true") == .bool(true))
         #expect(JSONText.decode("1.5") == .number(1.5) && JSONText.decode("null") == .null)
-        #expect(JSONText.decode("18446744073709551616") == .number(18446744073709551616))
+        #expect(JSONText.decode("18446744073709551616") == .number(18_446_744_073_709_551_616))
         #expect(JSONText.decode("{\"a\": 1}")?["a"] == .integer(1) && JSONText.decode("[1]")?["a"] == nil)
     }
 }

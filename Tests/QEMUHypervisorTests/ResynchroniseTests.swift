@@ -1,6 +1,7 @@
 import HypervisorInterface
-@testable import QEMUHypervisor
 import Testing
+
+@testable import QEMUHypervisor
 
 @Suite("Beginning a session with a stub") struct ResynchroniseTests {
     static func check(_ script: @escaping @Sendable (ScriptedPeer) -> Void) throws -> ScriptedPeer {
@@ -25,10 +26,12 @@ import Testing
         #expect(peer.received.count == 4)
     }
 
-    @Test("A dead client's answers and stop replies before ours are discarded", arguments: [
-        ["T02thread:01;"], ["OK", "OK", "0011223344556677"], ["T05thread:01;", "E22"], ["1"], ["vCont;c;C;s;S"],
-        ["T05thread:01;awatch:10;", "T02thread:01;", "OK"],
-    ])
+    @Test(
+        "A dead client's answers and stop replies before ours are discarded",
+        arguments: [
+            ["T02thread:01;"], ["OK", "OK", "0011223344556677"], ["T05thread:01;", "E22"], ["1"], ["vCont;c;C;s;S"],
+            ["T05thread:01;awatch:10;", "T02thread:01;", "OK"],
+        ])
     func stale(answers: [String]) throws {
         _ = try Self.check { peer in
             for answer in answers { peer.reply(answer) }
@@ -68,24 +71,26 @@ import Testing
         peer.finish()
     }
 
-    /// Answers for a description, in parts as QEMU sends them.
+    /// The answer to a question for a part of the description, as QEMU gives it.
+    static func part(_ question: String) -> String? {
+        let fields = question.split(separator: ":")
+        guard question.hasPrefix("qXfer:features:read:"), fields.count == 5 else { return nil }
+        let range = fields[4].split(separator: ",").compactMap { Int($0, radix: 16) }
+        let content = DescriptionSample.annex(String(fields[3]))
+        let part = content.dropFirst(range[0]).prefix(range[1])
+        return (range[0] + part.count == content.count ? "l" : "m") + String(decoding: part, as: UTF8.self)
+    }
+
     static func describe(_ peer: ScriptedPeer) {
         while let packet = peer.nextPacket() {
-            let fields = packet.split(separator: ":")
-            guard packet.hasPrefix("qXfer:features:read:"), fields.count == 5 else {
-                peer.note("\(packet) instead of a description's part")
-                return
-            }
-            let range = fields[4].split(separator: ",").compactMap { Int($0, radix: 16) }
-            let content = DescriptionSample.annex(String(fields[3]))
-            let part = content.dropFirst(range[0]).prefix(range[1])
-            let isLast = range[0] + part.count == content.count
-            peer.reply((isLast ? "l" : "m") + String(decoding: part, as: UTF8.self))
-            if isLast && fields[3] != "target.xml" { return }
+            guard let answer = part(packet) else { return peer.note("\(packet) instead of a description's part") }
+            peer.reply(answer)
+            if answer.hasPrefix("l") && !packet.contains("target.xml") { return }
         }
     }
 
-    @Test("Opening a running machine reads its description, and owes one stop to be reported", arguments: [true, false])
+    @Test(
+        "Opening a running machine reads its description, and owes one stop to be reported", arguments: [true, false])
     func opens(wasRunning: Bool) throws {
         let peer = ScriptedPeer { peer in
             if wasRunning { peer.reply("T02thread:01;") }

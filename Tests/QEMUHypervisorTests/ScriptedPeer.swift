@@ -1,5 +1,6 @@
 import Glibc
 import HypervisorInterface
+
 @testable import QEMUHypervisor
 
 /// Plays QEMU at the other end of a socket pair, on a thread of its own.
@@ -48,7 +49,9 @@ final class ScriptedPeer: @unchecked Sendable {
         let bytes = Array(text.utf8)
         var done = 0
         while done < bytes.count {
-            let count = bytes[done...].withUnsafeBytes { Glibc.send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+            let count = bytes[done...].withUnsafeBytes {
+                Glibc.send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+            }
             guard count > 0 else { return }
             done += count
         }

@@ -95,6 +95,16 @@ static void ConRefuse(CONSOLE_COMMAND *Command)
     ConAnswer(&Command->Tag, On ? "ok refusing status=0x%08x" : "ok agreeing", (ULONG)Status);
 }
 
+static void ConSlow(CONSOLE_COMMAND *Command)
+{
+    ULONG64 Milliseconds;
+
+    if (!ConNumber(Command, 1, 60000, &Milliseconds))
+        return;
+    PopSlowDown((ULONG)Milliseconds);
+    ConAnswer(&Command->Tag, "ok slow=%llu", Milliseconds);
+}
+
 static void ConTime(CONSOLE_COMMAND *Command)
 {
     ConAnswer(&Command->Tag, "ok interrupt-time=%llu switches=%llu system-calls=%llu",
@@ -132,6 +142,7 @@ static const COMMAND_ENTRY ConCommands[] = {
     {"power", 4, 4, ConPower, "kernel|kernel-direct|user|unprivileged ACTION STATE FLAGS"},
     {"counts", 0, 0, ConCounts, ""},
     {"refuse", 1, 2, ConRefuse, "on [NTSTATUS] | off"},
+    {"slow", 1, 1, ConSlow, "MILLISECONDS"},
     {"symbols", 0, 0, ConSymbols, ""},
     {"threads", 0, 0, ConThreads, ""},
     {"time", 0, 0, ConTime, ""},

@@ -43,6 +43,7 @@ NTSTATUS PopRequestFromUserMode(POWER_ACTION Action, SYSTEM_POWER_STATE State, U
 // drivers.c
 typedef NTSTATUS (*POP_DRIVER_CALLBACK)(POWER_ACTION Action, SYSTEM_POWER_STATE State);
 void PopRegisterDrivers(void);
+void PopSlowDown(ULONG Milliseconds);
 void PopRefuse(BOOLEAN Refuse, NTSTATUS Status);
 NTSTATUS PopQueryDrivers(POWER_ACTION Action, SYSTEM_POWER_STATE State);
 

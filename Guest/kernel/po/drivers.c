@@ -1,5 +1,6 @@
 // The drivers: asked in the order of their registration whether the machine
-// may leave its state. The last can be told, from the console, to refuse.
+// may leave its state. From the console the second can be told to take its
+// time, and the last to refuse.
 
 #include "../include/ke.h"
 #include "../include/po.h"
@@ -9,6 +10,7 @@
 static POP_DRIVER_CALLBACK PopDrivers[DRIVERS_MAXIMUM];
 static ULONG PopDriverCount;
 static volatile NTSTATUS PopRefusal; // STATUS_SUCCESS: it agrees
+static volatile LONGLONG PopSlowness = 10000; // in 100 ns
 
 static void PopRegisterDriver(POP_DRIVER_CALLBACK Callback)
 {
@@ -26,7 +28,7 @@ static NTSTATUS DiskPower(POWER_ACTION Action, SYSTEM_POWER_STATE State)
 static NTSTATUS NetworkPower(POWER_ACTION Action, SYSTEM_POWER_STATE State)
 {
     // As if the device took its time: the caller waits at PASSIVE_LEVEL.
-    LARGE_INTEGER Interval = {.QuadPart = -10000};
+    LARGE_INTEGER Interval = {.QuadPart = -PopSlowness};
     (void)Action;
     (void)State;
     KeDelayExecutionThread(KernelMode, FALSE, &Interval);
@@ -50,6 +52,11 @@ void PopRegisterDrivers(void)
 void PopRefuse(BOOLEAN Refuse, NTSTATUS Status)
 {
     PopRefusal = Refuse ? Status : STATUS_SUCCESS;
+}
+
+void PopSlowDown(ULONG Milliseconds)
+{
+    PopSlowness = (LONGLONG)Milliseconds * 10000;
 }
 
 PAGED_CODE_SECTION NTSTATUS PopQueryDrivers(POWER_ACTION Action, SYSTEM_POWER_STATE State)

@@ -111,12 +111,16 @@ final class GuardianLink: EffectWitness {
 
     /// Takes the guardian's word, if it said something.
     func check() throws(HypervisorError) {
+        if hasTakenOver { throw .takenOver }
         var word: UInt8 = 0
-        switch recv(descriptor, &word, 1, Int32(MSG_DONTWAIT)) {
+        var count = recv(descriptor, &word, 1, Int32(MSG_DONTWAIT))
+        // A guardian that ended without having read everything is reported first, its last word after that.
+        if count < 0 && errno == ECONNRESET { count = recv(descriptor, &word, 1, Int32(MSG_DONTWAIT)) }
+        switch count {
         case 1 where word == Word.tookOver:
             hasTakenOver = true
             throw .takenOver
-        case 0: throw hasTakenOver ? .takenOver : .guardianLost
+        case 0: throw .guardianLost
         default: break
         }
     }

@@ -18,7 +18,8 @@ public enum GuardianProcess {
         let channel = GuardianLink.Inherited.channel
         let parent = getppid()
         var word = GuardianLink.Word.ready
-        guard send(channel, &word, 1, Int32(MSG_NOSIGNAL)) == 1 else { return 1 }
+        // Where this fails Vigil is dead already, which the first look at the channel will tell.
+        _ = send(channel, &word, 1, Int32(MSG_NOSIGNAL))
 
         var state = GuardedState()
         switch watch(channel, &state) {

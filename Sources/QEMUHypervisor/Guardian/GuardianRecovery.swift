@@ -20,12 +20,6 @@ struct GuardianRecovery {
 
     /// - Returns: what was done, for people.
     func run() throws(HypervisorError) -> String {
-        // A stub that was never started takes no packets, and nothing can be in force then.
-        let nothing = state.sites.isEmpty && state.handler == nil && !state.stopIsOurs
-        if nothing {
-            QEMUMachine.removeDebugConnection(qmp)
-            return "nothing was armed"
-        }
         let found = try QEMUMachine.runState(qmp)
         let shallRun: Bool
         switch found {
@@ -33,9 +27,21 @@ struct GuardianRecovery {
         case .paused: shallRun = state.stopIsOurs
         default: shallRun = false
         }
+        if state.sites.isEmpty && state.handler == nil {
+            // Whether the stub was started is not known, and does not matter: ending it leaves the machine
+            // standing, if it stood.
+            QEMUMachine.removeDebugConnection(qmp)
+            switch try QEMUMachine.runState(qmp) {
+            case .paused, .stoppedByDebugger: if shallRun || state.stopIsOurs { try qmp.execute("cont") }
+            default: break
+            }
+            return "nothing was armed"
+        }
         try stub.resynchronise()
-        let left = try emptyHandler(shallRun: shallRun)
+        // All sites before the guest runs on. A return watch that outlives the return is fatal under TCG: an
+        // interrupt whose frame is pushed over the watched slot is acknowledged, and then lost.
         for site in state.sites { try removeWholly(site) }
+        let left = try emptyHandler(shallRun: shallRun)
         // Asked again: it may have gone to sleep, or off, meanwhile.
         switch try QEMUMachine.runState(qmp) {
         case .paused, .stoppedByDebugger: if shallRun { try stub.resume() }
@@ -79,7 +85,6 @@ struct GuardianRecovery {
             }
             guard shallRun else { return "the guest does not run, so \(inside.count) callers leave the handler when it does" }
             let entry = BreakpointSite.execution(handler.entry)
-            try removeWholly(entry)
             try stub.insert(entry)
             let deadline = ContinuousClock.now + Self.drainTimeout
             while !inside.isEmpty && ContinuousClock.now < deadline {

@@ -1,0 +1,103 @@
+import HypervisorInterface
+import Synchronization
+import X86
+
+@testable import QEMUHypervisor
+
+/// A QEMU without a guest: its monitor and its gdbstub, with vCPUs that go where a test sends them.
+final class FakeQEMU: @unchecked Sendable {
+    /// QEMU's name for its run state.
+    var status: String
+    var registers = [Registers()]
+    /// How often each site is set.
+    var sites: [String: Int] = [:]
+    /// Bytes written by physical address, in order.
+    var writes: [(address: UInt64, bytes: [UInt8])] = []
+    /// What the vCPUs do when the machine runs: true where one reaches a breakpoint.
+    var onRun: (FakeQEMU) -> Bool = { _ in false }
+    /// What changed the run state.
+    var log: [String] = []
+    private var selected = 1
+    /// One conversation at a time touches what is above.
+    private let lock = Mutex(())
+    private(set) var monitor: ScriptedPeer!
+    private(set) var debug: ScriptedPeer!
+
+    init(status: String) { self.status = status }
+
+    /// Opens both connections.
+    func start() {
+        monitor = ScriptedPeer { peer in while self.answerCommand(peer) {} }
+        debug = ScriptedPeer { peer in while self.answerPacket(peer) {} }
+    }
+
+    /// Waits until the client has closed its ends.
+    func finish() {
+        monitor.finish()
+        debug.finish()
+    }
+
+    private func answerCommand(_ peer: ScriptedPeer) -> Bool {
+        guard let command = peer.nextCommand() else { return false }
+        lock.withLock { _ in
+            let line = command.arguments?["command-line"]?.string
+            let value = command.name == "query-status" ? "{\"status\": \"\(status)\"}" : line == nil ? "{}" : "\"\""
+            if command.name != "query-status" { log.append(line ?? command.name) }
+            if command.name == "cont" { status = "running" }
+            peer.send("{\"return\": \(value), \"id\": \"\(command.id)\"}\r\n")
+        }
+        return true
+    }
+
+    private func answerPacket(_ peer: ScriptedPeer) -> Bool {
+        guard let packet = peer.nextPacket() else { return false }
+        lock.withLock { _ in
+            if status == "running" {
+                // Whatever arrives stops a running machine, and is swallowed.
+                status = "paused"
+                peer.reply("T02thread:01;")
+            } else if let answer = answer(packet) {
+                peer.reply(answer)
+            } else if packet != "^C" {
+                peer.send("+")
+            }
+        }
+        return true
+    }
+
+    private func answer(_ packet: String) -> String? {
+        switch packet {
+        case "^C": return nil
+        case "vCont?": return "vCont;c;C;s;S"
+        case "qAttached": return "1"
+        case "qfThreadInfo": return "m" + (1...registers.count).map { "0\($0)" }.joined(separator: ",")
+        case "qsThreadInfo": return "l"
+        case "g":
+            return String(decoding: GDBPacket.hex(DescriptionSample.packet(registers[selected - 1])), as: UTF8.self)
+        case "c":
+            log.append("c")
+            status = "running"
+            guard onRun(self) else { return nil }
+            status = "debug"
+            return "T05thread:01;"
+        default: break
+        }
+        if packet.hasPrefix("qXfer") { return ResynchroniseTests.part(packet) }
+        if packet.hasPrefix("Hg") {
+            selected = Int(packet.dropFirst(2), radix: 16) ?? 1
+        } else if packet.hasPrefix("vCont;s:") {
+            registers[(Int(packet.dropFirst(8), radix: 16) ?? 1) - 1].rip += 4
+            return "T05thread:01;"
+        } else if packet.hasPrefix("Z") {
+            sites[String(packet.dropFirst()), default: 0] += 1
+        } else if packet.hasPrefix("z") {
+            guard let count = sites[String(packet.dropFirst())], count > 0 else { return "E22" }
+            sites[String(packet.dropFirst())] = count - 1
+        } else if packet.hasPrefix("M") {
+            let parts = packet.dropFirst().split(separator: ":")
+            let place = UInt64(parts[0].split(separator: ",")[0], radix: 16) ?? 0
+            writes.append((place, GDBPacket.bytes(fromHex: Array(parts[1].utf8)) ?? []))
+        }
+        return "OK"
+    }
+}

@@ -1,0 +1,174 @@
+import GuestMemory
+import HypervisorInterface
+import Testing
+import X86
+
+@testable import QEMUHypervisor
+
+@Suite("What the guardian does for a dead Vigil") struct GuardianRecoveryTests {
+    static let location = GuardianMessageTests.location
+    static let entrySite = BreakpointSite.execution(location.entry)
+    static let entry = "1,fffff8064a204000,1"
+    static let watch = BreakpointSite.access(GuestVirtualAddress(0x2000), length: 8)
+
+    /// Vigil died while this was in force.
+    static func recover(
+        _ qemu: FakeQEMU, _ change: (inout GuardedState) -> Void
+    ) throws -> String {
+        var state = GuardedState()
+        change(&state)
+        qemu.start()
+        let report = try GuardianRecovery(state: state, qmp: qemu.monitor.client, debug: qemu.debug.client).run()
+        qemu.finish()
+        // However it was left: nobody is connected any more.
+        #expect(qemu.log.contains("gdbserver none") && qemu.log.contains("chardev-remove"))
+        return report
+    }
+
+    static func caller(_ rsp: UInt64) -> Registers {
+        var registers = Registers()
+        registers.rip = location.entry.rawValue
+        registers.rsp = rsp
+        return registers
+    }
+
+    @Test("Where nothing was in force the guest is not touched, not even stopped", arguments: ["running", "paused"])
+    func nothing(status: String) throws {
+        let qemu = FakeQEMU(status: status)
+        _ = try Self.recover(qemu) { _ in }
+        #expect(qemu.debug.received == [] && qemu.status == status)
+    }
+
+    @Test("A pause of Vigil's in which nothing was armed yet is ended, without a word to a stub that may not be there")
+    func pausedWithNothingArmed() throws {
+        let qemu = FakeQEMU(status: "paused")
+        _ = try Self.recover(qemu) { $0.stopIsOurs = true }
+        #expect(qemu.debug.received == [] && qemu.status == "running")
+    }
+
+    @Test("What was armed is removed, once or twice set, and the guest runs on", arguments: ["running", "debug"])
+    func armed(status: String) throws {
+        let qemu = FakeQEMU(status: status)
+        qemu.sites = [Self.entry: 2, "4,2000,8": 1]
+        _ = try Self.recover(qemu) { $0.sites = [Self.entrySite, Self.watch] }
+        #expect(qemu.sites.values.allSatisfy { $0 == 0 } && qemu.status == "running" && qemu.writes.isEmpty)
+    }
+
+    @Test("A pause of Vigil's is ended, one of the operator's is not", arguments: [true, false])
+    func paused(isOurs: Bool) throws {
+        let qemu = FakeQEMU(status: "paused")
+        qemu.sites = [Self.entry: 1]
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.stopIsOurs = isOurs
+        }
+        #expect(qemu.status == (isOurs ? "running" : "paused") && qemu.sites[Self.entry] == 0)
+    }
+
+    @Test(
+        "A guest that sleeps, was never started or is off is left so, with nothing armed",
+        arguments: ["suspended", "prelaunch", "shutdown", "guest-panicked"])
+    func leftAsItIs(status: String) throws {
+        let qemu = FakeQEMU(status: status)
+        qemu.sites = [Self.entry: 1]
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.stopIsOurs = true
+        }
+        #expect(qemu.status == status && qemu.sites[Self.entry] == 0 && !qemu.log.contains("c"))
+    }
+
+    @Test("A held caller is let out of the handler, the handler zeroed, and the guest runs on")
+    func held() throws {
+        let qemu = FakeQEMU(status: "running")
+        let caller = Self.caller(0x7f08)
+        qemu.registers[0] = caller
+        qemu.registers[0].rip = Self.location.address.rawValue + 0x50
+        qemu.sites = [Self.entry: 1]
+        let waitByte = Self.location.physical.rawValue + UInt64(Self.location.waitOffset) + 2
+        qemu.onRun = { qemu in
+            // It leaves once its byte is 0, and comes to the entry.
+            guard qemu.sites[Self.entry] == 1,
+                qemu.writes.contains(where: { $0.address == waitByte && $0.bytes == [0] })
+            else { return false }
+            qemu.registers[0].rip = Self.location.entry.rawValue
+            return true
+        }
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.handler = Self.location
+            $0.held = [2: caller]
+        }
+        let zeroes = try #require(qemu.writes.last)
+        #expect(zeroes.address == Self.location.physical.rawValue)
+        #expect(zeroes.bytes == [UInt8](repeating: 0, count: Self.location.length))
+        #expect(qemu.status == "running" && qemu.sites[Self.entry] == 0 && qemu.registers[0] == caller)
+    }
+
+    @Test("A caller that was not sent into the handler yet, or is back already, is not waited for")
+    func notInHandler() throws {
+        let qemu = FakeQEMU(status: "debug")
+        let caller = Self.caller(0x7f08)
+        qemu.registers[0] = caller
+        qemu.sites = [Self.entry: 1]
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.handler = Self.location
+            $0.held = [0: caller]
+        }
+        #expect(qemu.writes.map(\.bytes.count) == [Self.location.length])
+        #expect(qemu.log.filter { $0 == "c" }.count == 1 && qemu.registers[0] == caller)
+    }
+
+    @Test("A handler that nobody is in is zeroed at once")
+    func emptyHandler() throws {
+        let qemu = FakeQEMU(status: "paused")
+        _ = try Self.recover(qemu) {
+            $0.handler = Self.location
+            $0.stopIsOurs = true
+        }
+        #expect(qemu.writes.map(\.address) == [Self.location.physical.rawValue] && qemu.status == "running")
+    }
+
+    @Test("Another caller that comes to the entry meanwhile is stepped over it, and the held one still waited for")
+    func otherCaller() throws {
+        let qemu = FakeQEMU(status: "running")
+        let held = Self.caller(0x7f08)
+        qemu.registers = [Registers(), held]
+        qemu.registers[1].rip = Self.location.address.rawValue + 0x50
+        qemu.onRun = { qemu in
+            guard qemu.sites[Self.entry] == 1 else { return false }
+            if qemu.registers[0].rsp == 0 {
+                qemu.registers[0] = Self.caller(0x9f08)
+            } else {
+                qemu.registers[1] = held
+            }
+            return true
+        }
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.handler = Self.location
+            $0.held = [0: held]
+        }
+        #expect(qemu.registers[0].rip == Self.location.entry.rawValue + 4 && qemu.registers[1] == held)
+        #expect(qemu.writes.last?.bytes.count == Self.location.length && qemu.status == "running")
+    }
+
+    @Test("In a guest that its operator stopped a held caller is released, and the handler stays for it to leave")
+    func heldAndStopped() throws {
+        let qemu = FakeQEMU(status: "paused")
+        let caller = Self.caller(0x7f08)
+        qemu.registers[0] = caller
+        qemu.registers[0].rip = Self.location.address.rawValue + 0x50
+        qemu.sites = [Self.entry: 1]
+        let report = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.handler = Self.location
+            $0.held = [1: caller]
+        }
+        let waitByte = Self.location.physical.rawValue + UInt64(Self.location.waitOffset) + 1
+        #expect(qemu.writes.map(\.address) == [waitByte] && qemu.writes[0].bytes == [0])
+        #expect(qemu.status == "paused" && qemu.sites[Self.entry] == 0 && !qemu.log.contains("c"))
+        #expect(report.contains("does not run"))
+    }
+}
