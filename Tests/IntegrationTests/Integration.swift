@@ -19,6 +19,19 @@ struct Operator {
         _ = try qmp.negotiate(target: target.description)
     }
 
+    /// On a QMP socket of its own.
+    init(path: String) throws {
+        let target = QEMUTarget.unix(path: path)
+        qmp = QMPClient(socket: try target.connect(), pulse: Pulse(), idPrefix: "operator")
+        _ = try qmp.negotiate(target: target.description)
+    }
+
+    /// Bytes that the guest's kernel has at a virtual address.
+    func code(at address: UInt64, count: Int) throws -> [UInt8] {
+        let text = try qmp.monitor("x /\((count + 7) / 8)xg 0x\(String(address, radix: 16))")
+        return Array(MonitorText.dumpedBytes(text).prefix(count))
+    }
+
     func runState() throws -> RunState { try QEMUMachine.runState(qmp) }
 
     func chardevs() throws -> [String] {

@@ -1,0 +1,127 @@
+import BundledGuest
+import Foundation
+import Testing
+
+extension Integration {
+    /// What a session reports, from attach to detach.
+    @Suite(.serialized)
+    struct SessionTests {
+        @Test("The demo sees everything as expected, and says so on its last line")
+        func demo() throws {
+            let result = try VigilProcess.run("demo", "--format", "json", "--hold", "200")
+            #expect(result.status == 0, "\(result.output)\(result.errors)")
+            let events = result.output.split(separator: "\n").map { VigilEvent(String($0)) }
+            #expect(!events.contains { $0 == nil }, "every line is a JSON object")
+            let names = events.compactMap { $0?.name }
+            #expect(names.last == "demo-summary")
+            #expect(events.last??.int("passed") == 6)
+            let outcomes = events.compactMap { $0?.name == "outcome" ? $0?.string("result") : nil }
+            #expect(outcomes == ["refused", "reset", "powered-off"])
+            #expect(events.allSatisfy { $0?.string("timestamp")?.hasSuffix("Z") == true })
+            #expect(names.count { $0 == "request-ignored" } == 2)
+            #expect(names.count { $0 == "transition-requested" } == 3)
+        }
+
+        @Test("Unprivileged callers and bad arguments change nothing in what comes after")
+        func ignored() throws {
+            let guest = try BundledGuestMachine.ready()
+            let vigil = try VigilProcess(["attach", guest.target, "--hold", "50", "--format", "json"])
+            _ = try vigil.event("attached")
+            for (command, status) in [
+                ("power unprivileged 5 6 0", 0xC000_0061 as UInt64), ("power kernel 5 0 0", 0xC000_000D),
+                ("power user 0 6 0", 0xC000_000D), ("power kernel-direct 9 6 0", 0xC000_000D),
+            ] {
+                let reply = try guest.console.run(command)
+                #expect(reply["status"] == status, "\(command): \(reply.result)")
+                let event = try vigil.event("request-ignored")
+                #expect(event.string("reason") != nil)
+            }
+            try guest.console.run("refuse on")
+            try guest.console.run("power kernel-direct 4 6 0")
+            #expect(try vigil.event("transition-requested").string("transition") == "shutdown")
+            #expect(try vigil.event("outcome").string("result") == "refused")
+            // WarmEject comes back with success, and nothing goes down.
+            try guest.console.run("refuse off")
+            try guest.console.run("power user 7 4 0")
+            let request = try vigil.event("transition-requested")
+            #expect(request.string("transition") == "unknown")
+            let outcome = try vigil.event("outcome")
+            #expect(outcome.string("result") == "returned")
+            #expect(outcome.string("status") == "0x00000000")
+            let counts = try guest.console.run("counts")
+            vigil.send(SIGTERM)
+            #expect(vigil.exitStatus() == 0)
+            let end = try vigil.event("detached")
+            #expect(end.int("entries").map(UInt64.init) == counts["entries"])
+            #expect(end.int("returns").map(UInt64.init) == counts["returns"])
+        }
+
+        @Test("Twelve callers at once: each is seen once, none is lost, none is stuck")
+        func manyCallers() throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("refuse on")
+            let vigil = try VigilProcess(["attach", guest.target, "--hold", "100", "--format", "json"])
+            _ = try vigil.event("attached")
+            let calls = try (0..<12).map { try guest.console.start("power \(["user", "kernel", "kernel-direct"][$0 % 3]) 5 6 0") }
+            for call in calls { #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3) }
+            let counts = try guest.console.run("counts")
+            vigil.send(SIGTERM)
+            #expect(vigil.exitStatus() == 0)
+            let events = vigil.outputText.split(separator: "\n").compactMap { VigilEvent(String($0)) }
+            #expect(events.count { $0.name == "transition-requested" } == 12)
+            #expect(events.count { $0.name == "held" } + events.count { $0.name == "not-held" } == 12)
+            #expect(events.last?.int("entries").map(UInt64.init) == counts["entries"])
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+        }
+
+        @Test("Leaving releases a held caller at once")
+        func leavingReleases() throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("refuse on")
+            let vigil = try VigilProcess(["attach", guest.target, "--hold", "9000", "--format", "json"])
+            _ = try vigil.event("attached")
+            let call = try guest.console.start("power user 5 6 0")
+            _ = try vigil.event("transition-requested")
+            vigil.send(SIGINT)
+            #expect(try vigil.event("released").string("reason") == "leaving")
+            #expect(vigil.exitStatus() == 0)
+            #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
+            try guest.expectNothingLeft()
+        }
+
+        @Test("A reset from outside is unannounced, and the kernel that comes up is attached to again")
+        func hostReset() throws {
+            var configuration = GuestConfiguration()
+            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
+            defer { unlink(socket) }
+            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
+            let guest = try BundledGuestMachine.ready(configuration)
+            let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
+            let first = try vigil.event("attached")
+            try Operator(path: socket).qmp.execute("system_reset")
+            #expect(try vigil.event("unannounced").string("what") == "reset")
+            let second = try vigil.event("attached")
+            #expect(first.string("kernelBase") != second.string("kernelBase"))
+            try guest.waitUntilReady()
+            try guest.console.run("refuse on")
+            try guest.console.run("power user 5 6 0")
+            #expect(try vigil.event("outcome").string("result") == "refused")
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+        }
+
+        @Test("A guest that its operator stopped is left stopped")
+        func pausedByOperator() throws {
+            let guest = try BundledGuestMachine.ready()
+            do { try Operator(guest).qmp.execute("stop") }
+            let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
+            #expect(try vigil.event("attached").string("runState") == "paused")
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+            let seen = try Operator(guest)
+            #expect(try seen.runState() == .paused)
+            try seen.qmp.execute("cont")
+            #expect(try guest.console.run("ping").result == "ok pong")
+        }
+    }
+}
