@@ -40,7 +40,9 @@ public final class GuestConsole {
     private let descriptor: Int32
     private var buffer: [UInt8] = []
     private var nextNumber = 1
-    private var partial: [Int: [String]] = [:]
+    /// Commands under way that answer with lines before their final one. Those lines carry no number.
+    private var printing: Set<Int> = []
+    private var details: [String] = []
     private var replies: [Int: Reply] = [:]
     private var freeLines: [String] = []
     /// Everything that the guest wrote, for diagnosis.
@@ -77,6 +79,7 @@ public final class GuestConsole {
     public func start(_ command: String) throws -> Int {
         let number = nextNumber
         nextNumber += 1
+        if ["help", "symbols", "threads"].contains(command) { printing.insert(number) }
         let bytes = Array("#\(number) \(command)\n".utf8)
         var done = 0
         while done < bytes.count {
@@ -130,17 +133,16 @@ public final class GuestConsole {
 
     private func take(_ line: String) {
         log += line + "\n"
-        guard line.hasPrefix("#"), let space = line.firstIndex(of: " "),
+        if line.hasPrefix("  ") {
+            details.append(line.trimmingCharacters(in: .whitespaces))
+        } else if line.hasPrefix("#"), let space = line.firstIndex(of: " "),
             let number = Int(line[line.index(after: line.startIndex)..<space])
-        else {
-            freeLines.append(line)
-            return
-        }
-        let text = line[line.index(after: space)...]
-        if text.hasPrefix("ok") || text.hasPrefix("error") {
-            replies[number] = Reply(lines: partial.removeValue(forKey: number) ?? [], result: String(text))
+        {
+            var reply = Reply(lines: [], result: String(line[line.index(after: space)...]))
+            if printing.remove(number) != nil { swap(&reply.lines, &details) }
+            replies[number] = reply
         } else {
-            partial[number, default: []].append(text.trimmingCharacters(in: .whitespaces))
+            freeLines.append(line)
         }
     }
 }

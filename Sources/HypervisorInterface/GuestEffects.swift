@@ -145,6 +145,12 @@ public final class GuestEffects {
         return result
     }
 
+    /// Goes on without witnesses, which are gone, to leave in good order.
+    public func abandonWitnesses() {
+        witnesses.removeAll()
+        machine.abandonWitness()
+    }
+
     /// Gives control back. The machine's sites must be removed before.
     public func giveUpControl() throws(HypervisorError) {
         try machine.closeControl()
@@ -206,7 +212,11 @@ public final class GuestEffects {
         try machine.writeCode(bytes, at: address)
     }
 
+    /// Writes bytes that the guest only reads as data, stopping the machine only where it must.
     public func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
+        guard machine.writesDataWhileRunning else {
+            return try withPaused { () throws(HypervisorError) in try writeCode(bytes, at: address) }
+        }
         try announce(.writeData(address, count: bytes.count))
         counts.dataBytesWritten += bytes.count
         try machine.writeData(bytes, at: address)

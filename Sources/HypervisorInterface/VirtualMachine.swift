@@ -72,6 +72,9 @@ public protocol ControllableMachine: VirtualMachine {
     /// Gives control back and leaves the run state as it is. Sites must be removed before.
     func closeControl() throws(HypervisorError)
 
+    /// Goes on without whoever `prepareControl` returned: it is gone.
+    func abandonWitness()
+
     /// Why control was lost, where that was not the machine's doing; nil otherwise.
     var lossOfControl: HypervisorError? { get }
 
@@ -102,11 +105,20 @@ public protocol ControllableMachine: VirtualMachine {
     /// Writes bytes that the guest may execute. The machine stands still.
     func writeCode(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError)
 
-    /// Writes bytes that the guest only reads as data. The machine may run.
+    /// Whether `writeData` works while the machine runs.
+    var writesDataWhileRunning: Bool { get }
+
+    /// Writes bytes that the guest only reads as data. The machine may run, where `writesDataWhileRunning`.
     func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError)
 }
 
 extension ControllableMachine {
     /// A machine whose connections nobody else can close.
     public var lossOfControl: HypervisorError? { nil }
+
+    /// A machine whose witness cannot go away.
+    public func abandonWitness() {}
+
+    /// A machine whose RAM is at hand.
+    public var writesDataWhileRunning: Bool { true }
 }

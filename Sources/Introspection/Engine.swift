@@ -34,6 +34,8 @@ public final class Engine {
     private var powerGuard: PowerGuard?
     private var debugRegisters: DebugRegisterTable
     private var hasControl = false
+    /// The machine said that it powers off: its end is no surprise.
+    private var isPoweringOff = false
     /// Of earlier boots in this session.
     private var earlierCalls = CallCounts()
     private var lastRequest = 0
@@ -55,25 +57,32 @@ public final class Engine {
     ///
     /// However it ends, nothing of Vigil is left in the guest; where this throws and could not clean up any
     /// more, the guardian does.
-    public func run() throws(EngineError) {
+    /// - Returns: why it ended.
+    @discardableResult
+    public func run() throws(EngineError) -> Detachment.Reason {
         do throws(EngineError) {
-            try stay()
+            return try stay()
         } catch {
             // A connection that the guardian closed looks like one that the machine closed.
-            if error.hypervisorError != nil, let reason = machine.lossOfControl { throw .hypervisor(reason) }
+            let loss = error.hypervisorError == nil ? nil : machine.lossOfControl
+            if loss == .takenOver { throw .hypervisor(.takenOver) }
+            if loss != nil { effects.abandonWitnesses() }
             // Whatever went wrong, leave in good order if that still can be done.
-            if error.hypervisorError == nil || hasControl { try? leave(.asked, quietly: true) }
-            throw error
+            if hasControl { try? leave(.asked, quietly: true) }
+            throw loss.map { .hypervisor($0) } ?? error
         }
     }
 
     private enum Turn { case goOn, end(Detachment.Reason) }
 
-    private func stay() throws(EngineError) {
+    private func stay() throws(EngineError) -> Detachment.Reason {
         var giveUpAt: Deadline? = ContinuousClock.now + options.wait
         while true {
             if powerGuard == nil {
-                if case .end(let reason) = try attach(giveUpAt: giveUpAt) { return try leave(reason, quietly: false) }
+                if case .end(let reason) = try attach(giveUpAt: giveUpAt) {
+                    try leave(reason, quietly: false)
+                    return reason
+                }
                 // After a reset the same guest comes up again, however long its operator lets it take.
                 giveUpAt = nil
             }
@@ -82,7 +91,8 @@ public final class Engine {
             if let event = try host({ () throws(HypervisorError) in try machine.nextEvent(until: deadline) }),
                 case .end(let reason) = try handle(event)
             {
-                return try leave(reason, quietly: false)
+                try leave(reason, quietly: false)
+                return reason
             }
         }
     }
@@ -160,8 +170,8 @@ public final class Engine {
         case .host(let event): try handle(event)
         case .interrupted: return .end(.asked)
         case .gone(let reason):
-            powerGuard?.machineEnded()
-            return .end(.machineEnded(reason))
+            if powerGuard?.machineEnded() == true { isPoweringOff = true }
+            return .end(isPoweringOff ? .machineEnded : .machineLost(reason))
         }
         return .goOn
     }
@@ -192,6 +202,7 @@ public final class Engine {
     }
 
     private func handle(_ event: HostEvent) throws(EngineError) {
+        if case .poweredOff = event { isPoweringOff = true }
         guard let current = powerGuard else { return }
         current.handle(event)
         guard case .reset = event else { return }

@@ -29,8 +29,10 @@ public struct Detachment: Sendable {
     public enum Reason: Equatable, Sendable {
         /// Whoever embeds the engine asked for it.
         case asked
-        /// The machine's process ended.
-        case machineEnded(String)
+        /// The machine powered off, or was told to end.
+        case machineEnded
+        /// The machine's process ended, or closed its connections, without a word.
+        case machineLost(String)
     }
 
     public var reason: Reason

@@ -12,21 +12,26 @@ public struct CallerReader {
         processes = ProcessList(of: kernel, offsets: offsets)
     }
 
-    /// - Parameter registers: of the vCPU, at the function's first instruction.
-    /// - Throws: where the thread, its mode or the return address cannot be read. What only describes the
-    ///   caller (its process's name) is left out where it cannot be had.
-    public func caller(_ registers: Registers) throws(DiscoveryError) -> Caller {
-        let thread = try processes.currentThread(gsBase: registers.gsBase)
-        let mode = try processes.previousMode(ofThread: thread)
-        let returnAddress: GuestVirtualAddress
-        do throws(MemoryError) {
-            returnAddress = try kernel.memory.pointer(at: GuestVirtualAddress(registers.rsp))
-        } catch {
-            throw .unreadable(reading: "the caller's stack", error)
+    /// Who stands at the function's first instruction, as far as it can be read.
+    ///
+    /// What cannot be read is left out, or zero: a call must not go unseen because its thread's page is away.
+    /// - Parameter registers: of the vCPU.
+    public func caller(_ registers: Registers) -> Caller {
+        let returnAddress = (try? kernel.memory.pointer(at: GuestVirtualAddress(registers.rsp)))
+        guard let thread = try? processes.currentThread(gsBase: registers.gsBase) else {
+            return Caller(
+                mode: .unknown, thread: GuestVirtualAddress(0), threadID: nil, processID: nil, processName: nil,
+                returnAddress: returnAddress ?? GuestVirtualAddress(0))
         }
+        let mode: Caller.Mode =
+            switch try? processes.previousMode(ofThread: thread) {
+            case .kernel: .kernel
+            case .user: .user
+            case nil: .unknown
+            }
         let process = try? processes.callerProcess(ofThread: thread)
         return Caller(
-            mode: mode == .kernel ? .kernel : .user, thread: thread, threadID: try? processes.threadID(of: thread),
-            processID: process?.id, processName: process?.imageName, returnAddress: returnAddress)
+            mode: mode, thread: thread, threadID: try? processes.threadID(of: thread), processID: process?.id,
+            processName: process?.imageName, returnAddress: returnAddress ?? GuestVirtualAddress(0))
     }
 }

@@ -27,7 +27,7 @@ struct FunctionCall {
 
     /// Whether a vCPU at the entry is this call's, once more.
     func isSame(stackSlot: UInt64, thread: GuestVirtualAddress) -> Bool {
-        self.stackSlot == stackSlot && caller.thread == thread
+        self.stackSlot == stackSlot && caller.thread == thread && thread.rawValue != 0
     }
 
     /// Whether a vCPU has just returned from this call. A stack walker reads the slot too, and an access to

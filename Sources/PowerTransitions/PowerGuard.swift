@@ -87,15 +87,7 @@ public final class PowerGuard {
     public func handlePowerStateChange(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
         if let holder = detour.returningHolder(registers) { return try finishHold(holder, vcpu) }
 
-        let caller: Caller
-        do throws(DiscoveryError) {
-            caller = try callers.caller(registers)
-        } catch {
-            // Not to be let through unseen, but there is nothing to say of it either: it is a call.
-            counts.entries += 1
-            counts.unwatched += 1
-            return try detour.stepOver(vcpu)
-        }
+        let caller = callers.caller(registers)
         if let known = calls.firstIndex(where: {
             $0.isEntering && $0.isSame(stackSlot: registers.rsp, thread: caller.thread)
         }) {
@@ -226,18 +218,19 @@ public final class PowerGuard {
         }
         let index = records.lastIndex { $0.foretold(event) }
         if let index { records[index].note(event) } else { report(.unannounced(event)) }
-        guard let ending = records.first?.result(of: event) else { return }
-        for (position, record) in records.enumerated() {
-            // The machine went down under the others, whatever they had asked for.
-            report(.outcome(record.id, record.transition, position == index ? record.result(of: event) ?? ending : ending, status: nil))
-        }
+        // The machine goes down but once, and under the other requests too, whatever they had asked for.
+        let deciding = index ?? records.indices.last
+        guard let ending = deciding.flatMap({ records[$0].result(of: event) }) else { return }
+        for record in records { report(.outcome(record.id, record.transition, ending, status: nil)) }
         records = []
     }
 
     /// The machine is gone without a word: the event can be lost in the race with QEMU's exit.
-    public func machineEnded() {
+    /// - Returns: whether a request had foretold it.
+    public func machineEnded() -> Bool {
         let powersOff = records.contains { $0.foretold(.poweredOff(byGuest: true)) }
         if powersOff { handle(.poweredOff(byGuest: true)) }
+        return powersOff
     }
 
     // MARK: Holding

@@ -55,6 +55,8 @@ public struct Caller: Equatable, Sendable {
     public enum Mode: String, Sendable {
         case kernel
         case user
+        /// It could not be read; the call is taken for a request.
+        case unknown
     }
 
     /// `KTHREAD.PreviousMode`.

@@ -50,7 +50,8 @@ struct TransitionRecord {
     func result(of event: HostEvent) -> TransitionResult? {
         switch event {
         case .reset: .reset
-        case .poweredOff: wasSuspendedToDisk || transition == .hibernate ? .hibernated : .poweredOff
+        case .poweredOff(byGuest: true): wasSuspendedToDisk || transition == .hibernate ? .hibernated : .poweredOff
+        case .poweredOff(byGuest: false): .poweredOff
         default: nil
         }
     }

@@ -16,6 +16,8 @@ final class GDBStub {
     let pulse: Pulse
     /// The vCPUs stand, as far as this connection knows: the stub reported a stop, or never a start.
     private(set) var isStanding = false
+    /// It stood when the connection was opened, and nothing has started it since.
+    private var stoodAtFirst = false
     /// How often this connection stopped and started the machine and QEMU has not yet said so by QMP.
     var stopsToBeReported = 0
     var startsToBeReported = 0
@@ -74,6 +76,7 @@ final class GDBStub {
         // Whether the stub reports that stop depends on whether it was started before or after its
         // connection was there.
         try resynchronise()
+        stoodAtFirst = !wasRunning
         try readDescription()
     }
 
@@ -131,7 +134,10 @@ final class GDBStub {
     /// - Returns: whether the machine stands because of this call; otherwise it had stopped by itself, and
     ///   its stop reply waits to be taken.
     func interrupt() throws(HypervisorError) -> Bool {
-        try socket.write([0x03])
+        // An acknowledgement first: after a stop that was not ours (its operator's) a reply is still
+        // unacknowledged, and until it is, QEMU passes over everything but packets. Where nothing is, this
+        // byte already stops the machine, and the next one means nothing.
+        try socket.write([UInt8(ascii: "+"), 0x03])
         let deadline = ContinuousClock.now + Self.answerTimeout
         let reply = try receivePacket(until: deadline, for: "the machine to stop")
         guard let stop = GDBStopReply(reply) else {
@@ -195,11 +201,18 @@ final class GDBStub {
     /// The machine's operator started it: nothing of ours did.
     func noteStartedByOthers() { isStanding = false }
 
+    /// The machine woke from sleep. If it slept when the connection was opened, nobody has said so here.
+    func noteWoken() {
+        if stoodAtFirst { isStanding = false }
+        stoodAtFirst = false
+    }
+
     /// Takes what has arrived, and returns the oldest stop reply that nobody has taken.
     func takeStop() throws(HypervisorError) -> GDBStopReply? {
         socket.drain(into: &input)
         while let packet = GDBPacket.take(from: &input) {
             guard let stop = GDBStopReply(packet) else { continue }
+            stoodAtFirst = false
             if !isStanding {
                 isStanding = true
                 // A stop that we did not ask for is QEMU's to report as its operator's.

@@ -12,10 +12,14 @@ final class GuestRAM {
     let memory: PhysicalMemory
     /// How the RAM is reached, for people.
     let access: String
-    /// The regions with QEMU's own addresses, where they are known.
-    private let remoteRegions: [RAMRegion]
-    private let mappings: [Mapping]
-    private let pid: Int32?
+    private let way: Way
+
+    private enum Way {
+        /// The mappings live as long as this does.
+        case mapped([Mapping])
+        case process(pid: Int32, [RAMRegion])
+        case monitor
+    }
 
     init(monitor: QMPClient, pid: Int32?) throws(HypervisorError) {
         let ranges = MonitorText.ramRanges(try monitor.monitor("info mtree -f"))
@@ -27,12 +31,9 @@ final class GuestRAM {
             regions.append(
                 RAMRegion(base: GuestPhysicalAddress(range.base), length: range.length, hostAddress: host ?? 0))
         }
-        remoteRegions = regions
-        self.pid = pid
-
         if let pid, regions.allSatisfy({ $0.hostAddress != 0 }) {
             if let mappings = Mapping.map(regions, of: pid) {
-                self.mappings = mappings
+                way = .mapped(mappings)
                 memory = PhysicalMemory(
                     mapped: mappings.map {
                         RAMRegion(
@@ -44,43 +45,53 @@ final class GuestRAM {
             }
             var probe: UInt8 = 0
             if clinux_process_read(pid, regions[0].hostAddress, &probe, 1) == 0 {
-                mappings = []
+                way = .process(pid: pid, regions)
                 memory = PhysicalMemory(process: pid, regions: regions)
                 access = "process memory of QEMU (pid \(pid)): its RAM is not shared"
                 return
             }
         }
-        mappings = []
+        way = .monitor
         memory = PhysicalMemory(reader: MonitorMemoryReader(monitor: monitor), regions: regions)
         access =
             pid == nil
-            ? "QEMU's monitor: its process is not on this host"
+            ? "QEMU's monitor: over TCP its process is not known"
             : "QEMU's monitor: no permission to read its process"
     }
 
+    /// Whether `write` has a way to the RAM.
+    var isWritable: Bool {
+        if case .monitor = way { false } else { true }
+    }
+
     /// Writes data that is not code, while the guest may run.
-    /// - Returns: false where this host cannot write without the gdbstub.
-    func write(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) -> Bool {
-        func find(_ regions: [RAMRegion]) -> UInt64? {
-            for region in regions {
-                let offset = address.rawValue &- region.base.rawValue
-                if offset < region.length, region.length - offset >= UInt64(bytes.count) {
-                    return region.hostAddress &+ offset
-                }
-            }
-            return nil
+    func write(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
+        let regions: [RAMRegion]
+        switch way {
+        case .mapped: regions = memory.regions
+        case .process(_, let remote): regions = remote
+        case .monitor: regions = []
         }
-        if !mappings.isEmpty {
-            guard let host = find(memory.regions), let target = UnsafeMutableRawPointer(bitPattern: UInt(host)) else {
-                throw .unsupported("no RAM at \(address) to write to")
-            }
+        let place = regions.lazy.compactMap { region -> UInt64? in
+            let offset = address.rawValue &- region.base.rawValue
+            guard offset < region.length, region.length - offset >= UInt64(bytes.count) else { return nil }
+            return region.hostAddress &+ offset
+        }.first
+        guard let place else { throw .unsupported("no RAM at \(address) that could be written to") }
+        switch way {
+        case .mapped:
+            guard let target = UnsafeMutableRawPointer(bitPattern: UInt(place)) else { return }
             bytes.withUnsafeBytes { source in
                 if let start = source.baseAddress { target.copyMemory(from: start, byteCount: source.count) }
             }
-            return true
+        case .process(let pid, _):
+            let error = clinux_process_write(pid, place, bytes, bytes.count)
+            if error != 0 {
+                throw .commandFailed(
+                    command: "a write to its memory (pid \(pid))", reason: String(cString: strerror(error)))
+            }
+        case .monitor: break
         }
-        guard let pid, let host = find(remoteRegions), host != 0 else { return false }
-        return clinux_process_write(pid, host, bytes, bytes.count) == 0
     }
 }
 

@@ -93,6 +93,12 @@ extension QEMUMachine: ControllableMachine {
         try DebugConnection.connect(ours, port: port)
     }
 
+    public func abandonWitness() {
+        guardian?.dismiss()
+        guardian = nil
+        pulse.beat = { () throws(HypervisorError) in }
+    }
+
     public var lossOfControl: HypervisorError? {
         do throws(HypervisorError) {
             try guardian?.check()
@@ -115,9 +121,7 @@ extension QEMUMachine: ControllableMachine {
         guard stub != nil else { return }
         removeDebugConnection()
         stub = nil
-        guardian?.dismiss()
-        guardian = nil
-        pulse.beat = { () throws(HypervisorError) in }
+        abandonWitness()
     }
 
     /// Ends the gdbstub without a detach packet, which would start a suspended or paused guest.
@@ -177,23 +181,17 @@ extension QEMUMachine: ControllableMachine {
         try control().writePhysical(bytes, at: address.rawValue)
     }
 
+    public var writesDataWhileRunning: Bool { ram.isWritable }
+
     public func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
-        if try ram.write(bytes, at: address) {
-            do throws(HypervisorError) {
-                try guardian?.check()
-            } catch {
-                // Vigil was stopped between the check before and the store, and the guardian has taken over
-                // meanwhile: where this was written, it had put zeroes.
-                _ = try ram.write([UInt8](repeating: 0, count: bytes.count), at: address)
-                throw error
-            }
-            return
+        try ram.write(bytes, at: address)
+        do throws(HypervisorError) {
+            try guardian?.check()
+        } catch {
+            // Vigil was stopped between the check before and the store, and the guardian has taken over
+            // meanwhile: where this was written, it had put zeroes.
+            if error == .takenOver { try ram.write([UInt8](repeating: 0, count: bytes.count), at: address) }
+            throw error
         }
-        let stub = try control()
-        if stub.isStanding { return try stub.writePhysical(bytes, at: address.rawValue) }
-        // No way to the RAM but the stub, which serves a standing machine only.
-        let ours = try runState().isRunning ? stub.interrupt() : false
-        try stub.writePhysical(bytes, at: address.rawValue)
-        if ours { try resume() }
     }
 }

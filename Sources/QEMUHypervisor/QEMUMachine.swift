@@ -139,7 +139,9 @@ extension QEMUMachine: VirtualMachine {
         let byGuest = event.data["guest"]?.bool ?? false
         switch event.name {
         case "SUSPEND": return .suspended
-        case "WAKEUP": return .wokeUp
+        case "WAKEUP":
+            stub?.noteWoken()
+            return .wokeUp
         case "SUSPEND_DISK": return .suspendedToDisk
         case "RESET": return .reset(byGuest: byGuest)
         case "SHUTDOWN": return .poweredOff(byGuest: byGuest)

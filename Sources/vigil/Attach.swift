@@ -37,14 +37,18 @@ struct Attach: ParsableCommand {
         try Failure.reporting {
             let machine = try target.connect()
             machine.wakeDescriptor = InterruptSignals.readEnd
-            try Engine(machine, options: options, report: renderer.render).run()
+            let ending = try Engine(machine, options: options, report: renderer.render).run()
+            if case .machineLost(let reason) = ending { throw HypervisorError.gone(reason) }
         }
     }
 }
 
 /// What commands that look for a kernel share.
 struct DiscoveryOptions: ParsableArguments {
-    @Option(help: ArgumentHelp("How long to wait for a guest that is still booting.", valueName: "seconds"))
+    @Option(
+        help: ArgumentHelp(
+            "How long to wait for a guest that is still booting: 60 for attach, 0 for inspect unless given.",
+            valueName: "seconds"))
     var wait: Int?
     @Option(
         help: ArgumentHelp(

@@ -7,11 +7,11 @@ import QEMUHypervisor
 
 struct Demo: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Boot the bundled guest in a real QEMU, attach to it, and see its power transitions through.",
+        abstract: "Boot the bundled guest in a real QEMU, attach to it, and see it reboot and power off.",
         discussion: """
             The guest is a small NT-shaped kernel that Vigil attaches to as to any other: through QEMU's QMP \
-            socket, knowing nothing of it beforehand. It asks for transitions in every way there is: unprivileged, \
-            with bad arguments, with a driver that refuses, and for real.
+            socket, knowing nothing of it beforehand. It asks for transitions without privilege, with bad \
+            arguments, with a driver that refuses, and for real.
             """)
 
     @Option(help: ArgumentHelp("How long to hold the caller of each transition.", valueName: "milliseconds"))
@@ -28,8 +28,8 @@ struct Demo: ParsableCommand {
         let renderer = EventRenderer(format)
         let guest: BundledGuestMachine
         do {
-            renderer.note("booting the bundled guest in QEMU")
             guest = try BundledGuestMachine()
+            renderer.note("booting the bundled guest in QEMU")
             let banner = try guest.waitUntilReady()
             renderer.note("guest: \(banner)")
             renderer.note("$ vigil attach \(guest.target) --hold \(hold)")
@@ -50,7 +50,10 @@ struct Demo: ParsableCommand {
             story = running
             renderer.observer = running.observe
             running.begin()
-            defer { running.end() }
+            defer {
+                running.end()
+                renderer.observer = nil
+            }
             try engine.run()
         }
         guard let story else { return }

@@ -142,6 +142,7 @@ enum JSONRendering {
         switch end.reason {
         case .asked: line.add("reason", "asked")
         case .machineEnded: line.add("reason", "machine-ended")
+        case .machineLost: line.add("reason", "machine-lost")
         }
         line.add("entries", end.calls.entries)
         line.add("returns", end.calls.returns)
@@ -198,7 +199,8 @@ enum TextRendering {
     }
 
     private static func describe(_ caller: Caller) -> String {
-        let process = caller.processName.map { "\($0) (\(caller.processID.map(String.init) ?? "?"))" } ?? "an unknown process"
+        let id = caller.processID.map(String.init) ?? "?"
+        let process = caller.processName.map { "\($0) (\(id))" } ?? "an unknown process"
         return "\(process) in \(caller.mode.rawValue) mode"
     }
 
@@ -213,6 +215,7 @@ enum TextRendering {
             switch end.reason {
             case .asked: "left the guest"
             case .machineEnded: "the machine ended"
+            case .machineLost: "the machine was lost"
             }
         var text = "\(reason): \(end.calls.entries) calls seen, \(end.calls.returns) returns"
         if end.callersLeft > 0 {

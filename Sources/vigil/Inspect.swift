@@ -47,7 +47,7 @@ struct Inspect: ParsableCommand {
             // Under page-table isolation a vCPU in user mode hides the kernel: soon it will not.
             switch try machine.nextEvent(until: min(deadline, .now + .milliseconds(50))) {
             case .gone(let reason): throw HypervisorError.gone(reason)
-            case .interrupted: throw ExitCode(VigilExit.failure.rawValue)
+            case .interrupted: throw Failure.exit("interrupted while waiting for the guest's kernel", .failure)
             default: break
             }
         }

@@ -30,8 +30,8 @@ final class ForeignGuest {
         unlink(socket)
     }
 
-    /// A boot sector that enters long mode with identity-mapped tables at 0x1000 and an interrupt table at
-    /// 0x5000 whose gates all lead to a `hlt` loop, and stays there.
+    /// A boot sector that enters long mode with page tables at 0x1000, and an interrupt table at 0x5000 whose
+    /// gates all lead to a `hlt` loop in the upper half, and stays there.
     private static let bootSector: [UInt8] = {
         var code: [UInt8] = []
         func emit(_ bytes: UInt8...) { code += bytes }
@@ -41,10 +41,13 @@ final class ForeignGuest {
         emit(0xbf, 0x00, 0x10, 0xb9, 0x00, 0x30, 0xfc, 0xf3, 0xab)  // di=1000; cx=3000; rep stosw: zero 1000-6fff
         // PML4[0] = 2003, PDPT[0] = 3003, PD[0] = 83 (2 MiB)
         emit(0xc7, 0x06, 0x00, 0x10, 0x03, 0x20, 0xc7, 0x06, 0x00, 0x20, 0x03, 0x30, 0xc7, 0x06, 0x00, 0x30, 0x83, 0x00)
-        // 256 gates at 5000: offset 7d00, selector 8, present interrupt gate
+        // PML4[511] = 2003, PDPT[510] = 3003: the same at ffffffff80000000
+        emit(0xc7, 0x06, 0xf8, 0x1f, 0x03, 0x20, 0xc7, 0x06, 0xf0, 0x2f, 0x03, 0x30)
+        // 256 gates at 5000: offset ffffffff80007d00, selector 8, present interrupt gate
         emit(0xbf, 0x00, 0x50, 0xb9, 0x00, 0x01)  // di=5000; cx=256
         let loop = code.count
         emit(0xc7, 0x05, 0x00, 0x7d, 0xc7, 0x45, 0x02, 0x08, 0x00, 0xc7, 0x45, 0x04, 0x00, 0x8e)
+        emit(0xc7, 0x45, 0x06, 0x00, 0x80, 0xc7, 0x45, 0x08, 0xff, 0xff, 0xc7, 0x45, 0x0a, 0xff, 0xff)
         emit(0x83, 0xc7, 0x10)
         emit(0xe2, UInt8(bitPattern: Int8(loop - (code.count + 2))))  // add di,16; loop
         emit(0x0f, 0x01, 0x16)  // lgdt [7de0]
@@ -65,8 +68,7 @@ final class ForeignGuest {
         emit(0x0f, 0x22, 0xc0)
         emit(0xea, 0x00, 0x7d, 0x08, 0x00)  // jmp 8:7d00
         code += [UInt8](repeating: 0, count: 0x100 - code.count)
-        emit(0xfb, 0xf4, 0xeb, 0xfc)  // 7d00: sti would take interrupts; hlt; jmp back
-        code[0x100] = 0xfa  // cli instead: nothing wakes it
+        emit(0xfa, 0xf4, 0xeb, 0xfc)  // 7d00: cli; hlt; jmp back
         code += [UInt8](repeating: 0, count: 0x1d0 - code.count)
         // 7dd0: the GDT, null and 64-bit code
         code += [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0x9a, 0xaf, 0]

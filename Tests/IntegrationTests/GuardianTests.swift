@@ -76,6 +76,21 @@ extension Integration {
             try guest.expectNothingLeft()
         }
 
+        @Test("When its guardian dies, Vigil leaves in good order and says so")
+        func guardianDies() throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("refuse on")
+            let vigil = try VigilProcess(["attach", guest.target, "--hold", "9000", "--format", "json"])
+            _ = try vigil.event("attached")
+            let call = try guest.console.start("power user 5 6 0")
+            _ = try vigil.event("transition-requested")
+            for child in try children(of: vigil.processID) { kill(child, SIGKILL) }
+            #expect(vigil.exitStatus() == 10)
+            #expect(vigil.errorText.contains("guardian process ended"))
+            #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
+            try guest.expectNothingLeft()
+        }
+
         @Test("With Vigil and its guardian dead, a held caller goes by itself when its lease ends")
         func leaseEnds() throws {
             let guest = try BundledGuestMachine.ready()

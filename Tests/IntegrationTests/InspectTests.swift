@@ -11,7 +11,7 @@ extension Integration {
             let guest = try BundledGuestMachine.ready()
             let before = try {
                 let seen = try Operator(guest)
-                try seen.qmp.execute("stop")
+                try seen.command("stop")
                 return (try seen.memory(), try seen.chardevs())
             }()
             let result = try VigilProcess.run("inspect", guest.target, "--format", "json")

@@ -26,6 +26,9 @@ struct Operator {
         _ = try qmp.negotiate(target: target.description)
     }
 
+    /// Runs a QMP command.
+    func command(_ name: String) throws { try qmp.execute(name) }
+
     /// Bytes that the guest's kernel has at a virtual address.
     func code(at address: UInt64, count: Int) throws -> [UInt8] {
         let text = try qmp.monitor("x /\((count + 7) / 8)xg 0x\(String(address, radix: 16))")

@@ -98,7 +98,7 @@ extension Integration {
             let guest = try BundledGuestMachine.ready(configuration)
             let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
             let first = try vigil.event("attached")
-            try Operator(path: socket).qmp.execute("system_reset")
+            try Operator(path: socket).command("system_reset")
             #expect(try vigil.event("unannounced").string("what") == "reset")
             let second = try vigil.event("attached")
             #expect(first.string("kernelBase") != second.string("kernelBase"))
@@ -110,17 +110,43 @@ extension Integration {
             #expect(vigil.exitStatus() == 0)
         }
 
+        @Test("An operator's stop and start in the middle of a session are theirs, and Vigil goes on")
+        func operatorStopsAndStarts() throws {
+            var configuration = GuestConfiguration()
+            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
+            defer { unlink(socket) }
+            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
+            let guest = try BundledGuestMachine.ready(configuration)
+            try guest.console.run("refuse on")
+            let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
+            _ = try vigil.event("attached")
+            let seen = try Operator(path: socket)
+            for _ in 0..<3 {
+                try seen.command("stop")
+                #expect(try seen.runState() == .paused)
+                try seen.command("cont")
+                try guest.console.run("power user 5 6 0")
+                #expect(try vigil.event("outcome").string("result") == "refused")
+            }
+            try seen.command("stop")
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+            #expect(try seen.runState() == .paused)
+            try seen.command("cont")
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+        }
+
         @Test("A guest that its operator stopped is left stopped")
         func pausedByOperator() throws {
             let guest = try BundledGuestMachine.ready()
-            do { try Operator(guest).qmp.execute("stop") }
+            do { try Operator(guest).command("stop") }
             let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
             #expect(try vigil.event("attached").string("runState") == "paused")
             vigil.send(SIGINT)
             #expect(vigil.exitStatus() == 0)
             let seen = try Operator(guest)
             #expect(try seen.runState() == .paused)
-            try seen.qmp.execute("cont")
+            try seen.command("cont")
             #expect(try guest.console.run("ping").result == "ok pong")
         }
     }

@@ -123,7 +123,7 @@ import WindowsGuest
         let run = EngineRun()
         run.machine.tables[0].control.cr0 = 0x10
         _ = run.run([{ _ in .gone(reason: "over") }])
-        #expect(run.detachment?.reason == .machineEnded("over") && run.error == nil)
+        #expect(run.detachment?.reason == .machineLost("over") && run.error == nil)
     }
 
     @Test("A machine that ends while armed is reported, and nothing more is asked of it")
@@ -135,10 +135,54 @@ import WindowsGuest
                 return .gone(reason: "over")
             }
         ])
-        #expect(run.events == ["attached", "detached"] && run.detachment?.reason == .machineEnded("over"))
+        #expect(run.events == ["attached", "detached"] && run.detachment?.reason == .machineLost("over"))
         #expect(
             run.machine.actions.last == .closedControl
                 && !run.machine.actions.contains { $0 == .removed(run.guest.entrySite) })
+    }
+
+    @Test("A machine that said it would end has ended, and is not lost")
+    func poweredOff() {
+        let run = EngineRun()
+        _ = run.run([
+            { machine in
+                machine.become(.poweredOff)
+                return .host(.poweredOff(byGuest: true))
+            },
+            { _ in .gone(reason: "over") },
+        ])
+        #expect(run.events == ["attached", "unannounced poweredOff(byGuest: true)", "detached"])
+        #expect(run.detachment?.reason == .machineEnded && run.reason == .machineEnded)
+    }
+
+    @Test("A guardian that was lost is the error, and the guest is left in good order without it")
+    func guardianLost() {
+        let run = EngineRun()
+        _ = run.run([
+            { [guest = run.guest] machine in
+                machine.failures = [.announce: Array(repeating: .guardianLost, count: 1000)]
+                machine.lossOfControl = .guardianLost
+                return machine.stop(0, at: guest.call())
+            }
+        ])
+        #expect(run.error?.hypervisorError == .guardianLost && run.machine.hasAbandonedWitness)
+        #expect(run.isClean)
+    }
+
+    @Test("After the guardian took over nothing more is done to the guest")
+    func takenOver() {
+        let run = EngineRun()
+        var actions = 0
+        _ = run.run([
+            { [guest = run.guest] machine in
+                machine.failures = [.announce: [.gone("closed")]]
+                machine.lossOfControl = .takenOver
+                actions = machine.actions.count
+                return machine.stop(0, at: guest.call())
+            }
+        ])
+        #expect(run.error?.hypervisorError == .takenOver)
+        #expect(run.machine.actions.count == actions)
     }
 
     @Test("A busy debugger is an error, and the guest untouched")

@@ -14,6 +14,7 @@ final class EngineRun {
     private(set) var attachments: [Attachment] = []
     private(set) var detachment: Detachment?
     private(set) var error: EngineError?
+    private(set) var reason: Detachment.Reason?
 
     var machine: FakeMachine { guest.machine }
 
@@ -24,7 +25,7 @@ final class EngineRun {
         machine.script = script
         let engine = Engine(machine, options: options) { [unowned self] in note($0) }
         do throws(EngineError) {
-            try engine.run()
+            reason = try engine.run()
         } catch {
             self.error = error
         }

@@ -145,6 +145,25 @@ import X86
         #expect(counts.registerWrites == 1 && counts.codeBytesWritten == 3 && counts.dataBytesWritten == 1)
     }
 
+    @Test("Data are written without a stop where that can be, and in one where it cannot", arguments: [true, false])
+    func dataWhileRunning(canBe: Bool) throws {
+        let (machine, effects) = try Self.controlled()
+        machine.writesDataWhileRunning = canBe
+        try effects.writeData([7], at: GuestPhysicalAddress(0x2000))
+        #expect(machine.ram.load(UInt8.self, at: 0x2000) == 7)
+        #expect(machine.actions.contains(.paused) == !canBe && machine.actions.contains(.resumed) == !canBe)
+        #expect(machine.state == .running && machine.violations == [])
+    }
+
+    @Test("Without its witnesses everything goes on as before, unannounced")
+    func abandoned() throws {
+        let (machine, effects) = try Self.controlled()
+        effects.abandonWitnesses()
+        try effects.withPaused { () throws(HypervisorError) in try effects.insert(Self.site) }
+        #expect(machine.hasAbandonedWitness && machine.announcements == [])
+        #expect(machine.actions == [.paused, .inserted(Self.site), .resumed])
+    }
+
     @Test("A second witness hears the same")
     func twoWitnesses() throws {
         let (machine, effects) = try Self.controlled()

@@ -95,11 +95,11 @@ import WindowsGuest
     @Test("A machine that ends without a word has done what was requested, if that was to end")
     func endedSilently() throws {
         let (test, _) = try Self.requested(4, 6)
-        test.powerGuard.machineEnded()
-        test.powerGuard.machineEnded()
+        #expect(test.powerGuard.machineEnded())
+        #expect(!test.powerGuard.machineEnded())
         #expect(test.events.dropFirst() == ["outcome 1 shutdown powered-off null"])
         let (rebooting, _) = try Self.requested(5, 6)
-        rebooting.powerGuard.machineEnded()
+        #expect(!rebooting.powerGuard.machineEnded())
         #expect(rebooting.events.count == 1 && rebooting.powerGuard.openTransitions == 1)
     }
 

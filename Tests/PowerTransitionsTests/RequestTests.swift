@@ -3,6 +3,7 @@ import PowerTransitions
 import TestSupport
 import Testing
 import WindowsGuest
+import X86
 
 @Suite("Telling requests from other calls") struct RequestTests {
     @Test("A kernel-mode call is a request, stepped over the entry, with its caller named")
@@ -159,24 +160,44 @@ import WindowsGuest
         #expect(test.powerGuard.counts.entries == 2)
     }
 
-    @Test("A caller that cannot be read is let through, counted, and its return not watched")
-    func unreadableCaller() throws {
-        let test = try GuardedGuest()
-        let call = test.guest.call()
-        test.guest.kernel.write(UInt8(7), at: test.guest.threads[0].object + 0x232)
-        try test.enter(call)
-        #expect(test.powerGuard.counts.entries == 1 && test.powerGuard.counts.unwatched == 1)
-        #expect(test.machine.sites == [test.guest.entrySite])
-        #expect(test.machine.registers[0].rip != test.guest.entry.rawValue)
-    }
-
-    @Test("A caller that cannot be read may be going down all the same: it is a request")
-    func unreadableCallerIsRequest() throws {
+    @Test("A caller whose mode cannot be read may be going down all the same: it is a request, and followed")
+    func unreadableMode() throws {
         let test = try GuardedGuest()
         let call = test.guest.call(4, 6)
         test.guest.kernel.write(UInt8(7), at: test.guest.threads[0].object + 0x232)
         try test.enter(call)
-        test.powerGuard.handle(.poweredOff(byGuest: true))
-        #expect(!test.events.contains { $0.hasPrefix("unannounced") })
+        #expect(test.events == ["requested 1 shutdown unknown"])
+        #expect(test.callers[0].thread.rawValue == test.guest.threads[0].object)
+        try test.leave(call, status: 0xc000_0001)
+        #expect(test.events.last == "outcome 1 shutdown refused 0xc0000001")
+    }
+
+    /// A call of a thread that cannot be told.
+    static func nobody(_ test: GuardedGuest, _ action: UInt32, thread: Int) -> Registers {
+        var call = test.guest.call(action, 6, thread: thread)
+        call.gsBase = 0xffff_9999_0000_0000
+        return call
+    }
+
+    @Test("A caller whose thread cannot be read is a request too; bad arguments are ignored even then")
+    func unreadableThread() throws {
+        let test = try GuardedGuest()
+        let call = Self.nobody(test, 4, thread: 0)
+        try test.enter(call)
+        try test.leave(call, status: 0)
+        try test.enter(Self.nobody(test, 77, thread: 0))
+        #expect(
+            test.events == ["requested 1 shutdown unknown", "outcome 1 shutdown returned 0x0", "ignored unknown null"])
+    }
+
+    @Test("Two callers whose threads cannot be read are two, whatever their stacks")
+    func twoUnreadableThreads() throws {
+        let test = try GuardedGuest()
+        let calls = [Self.nobody(test, 4, thread: 0), Self.nobody(test, 5, thread: 1)]
+        for call in calls { try test.enter(call) }
+        #expect(test.events == ["requested 1 shutdown unknown", "requested 2 reboot unknown"])
+        #expect(test.machine.sites == Set([test.guest.entrySite] + calls.map { test.guest.watch(of: $0) }))
+        try test.leave(calls[0], status: 0xc000_0001)
+        #expect(test.events.last == "outcome 1 shutdown refused 0xc0000001")
     }
 }

@@ -93,6 +93,8 @@ final class ScriptedPeer: @unchecked Sendable {
     /// Waits for the client's next packet, or its byte that asks for a stop.
     func nextPacket() -> String? {
         while true {
+            // Acknowledgements, of packets that this end sent.
+            while input.first == UInt8(ascii: "+") { input.removeFirst() }
             if input.first == 0x03 {
                 input.removeFirst()
                 received.append("^C")

@@ -54,6 +54,11 @@ public final class FakeMachine {
     /// A breakpoint is faster than the next pause: this vCPU stands at it.
     public var stopBeforePause: VCPU?
     public var capacity = 4
+    /// Why control was lost, if it was.
+    public var lossOfControl: HypervisorError?
+    public private(set) var hasAbandonedWitness = false
+    /// Whether there is a way to the RAM of a running machine.
+    public var writesDataWhileRunning = true
     private var stopper = Stopper.others
 
     public init(ram: SyntheticRAM, vcpus: Int = 1, state: RunState = .running) {
@@ -170,6 +175,8 @@ extension FakeMachine: ControllableMachine {
         log.append(.closedControl)
     }
 
+    public func abandonWitness() { hasAbandonedWitness = true }
+
     private func stopByUs() -> Bool {
         guard state.isRunning else { return false }
         state = .paused
@@ -248,6 +255,7 @@ extension FakeMachine: ControllableMachine {
 
     public func writeData(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {
         try perform(.writeData)
+        demand(stands || writesDataWhileRunning, "data written in a running machine that has no way to it")
         ram.store(bytes, at: address.rawValue)
         log.append(.wroteData(address, bytes))
     }

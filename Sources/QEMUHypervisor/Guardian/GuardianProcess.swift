@@ -7,7 +7,9 @@ import HypervisorInterface
 /// the channel from Vigil closes (death) or falls silent (stopped, or stuck).
 public enum GuardianProcess {
     /// How long Vigil may give no sign of life.
-    public static let patience = Duration.milliseconds(600)
+    public static let patience = Duration.milliseconds(500)
+    /// A wait that lasted so much longer than asked for means that the whole host stood still.
+    static let hiccup = Duration.milliseconds(50)
 
     /// Runs the guardian on the descriptors it inherited.
     /// - Returns: the process's exit code.
@@ -46,7 +48,13 @@ public enum GuardianProcess {
     private static func watch(_ channel: Int32, _ state: inout GuardedState) -> End {
         var buffer = [UInt8](repeating: 0, count: GuardianMessage.maximumLength)
         while true {
-            guard Socket.waitForInput([channel], until: ContinuousClock.now + patience)[0] else { return .silent }
+            let end = ContinuousClock.now + patience
+            if !Socket.waitForInput([channel], until: end)[0] {
+                // Then Vigil, too, may only just have got to run again.
+                guard ContinuousClock.now - end > hiccup,
+                    Socket.waitForInput([channel], until: .now + Pulse.interval)[0]
+                else { return .silent }
+            }
             let count = recv(channel, &buffer, buffer.count, 0)
             if count < 0 && errno == EINTR { continue }
             guard count > 0 else { return .died }

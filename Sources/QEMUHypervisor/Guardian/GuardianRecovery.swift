@@ -4,7 +4,7 @@ import X86
 /// Takes what a dead Vigil left in force out of a guest, and leaves the run state to its operator.
 struct GuardianRecovery {
     /// How long held callers may take to come out of the handler.
-    static let drainTimeout = Duration.milliseconds(600)
+    static let drainTimeout = Duration.milliseconds(400)
 
     private let state: GuardedState
     private let qmp: QMPClient
