@@ -64,10 +64,13 @@ public final class BundledGuestMachine {
 
     /// Starts QEMU. The guest then boots; `waitUntilReady` waits for it.
     public init(_ configuration: GuestConfiguration = GuestConfiguration()) throws {
-        guard let qemu = Self.find("qemu-system-x86_64") else { throw GuestStartError.programMissing("qemu-system-x86_64") }
+        guard let qemu = Self.find("qemu-system-x86_64") else {
+            throw GuestStartError.programMissing("qemu-system-x86_64")
+        }
         // Short: a socket's path has 107 bytes at most.
         let folder = URL(fileURLWithPath: "/tmp/vigil-\(getpid())-\(UInt32.random(in: .min ... .max))")
-        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try FileManager.default.createDirectory(
+            at: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         self.folder = folder
         logFile = folder.appendingPathComponent("qemu.log")
 
@@ -75,7 +78,8 @@ public final class BundledGuestMachine {
         let modules = try [kernel, "ntdll.dll", "app.exe"].map { try Self.artifact($0) }
         var arguments = [
             "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg",
-            "-machine", configuration.sharesMemory ? "\(configuration.machine),memory-backend=ram" : configuration.machine,
+            "-machine",
+            configuration.sharesMemory ? "\(configuration.machine),memory-backend=ram" : configuration.machine,
             "-m", String(configuration.memory),
             "-kernel", try Self.artifact("loader"), "-initrd", modules.joined(separator: ","),
             "-chardev", "socket,id=serial,fd=3", "-serial", "chardev:serial", "-name", "bundled-guest",

@@ -44,7 +44,11 @@ public final class DependentProcess: Sendable {
         defer { if descriptor >= 0 { close(descriptor) } }
         if descriptor >= 0 && isRunning {
             var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-            poll(&entry, 1, Int32(clamping: timeout.components.seconds * 1000 + timeout.components.attoseconds / 1_000_000_000_000_000))
+            poll(
+                &entry, 1,
+                Int32(
+                    clamping: timeout.components.seconds * 1000 + timeout.components.attoseconds / 1_000_000_000_000_000
+                ))
         }
         guard let status = wait(hang: false), status & 0x7f == 0 else { return nil }
         return status >> 8 & 0xff

@@ -73,7 +73,10 @@ public final class Engine {
         }
     }
 
-    private enum Turn { case goOn, end(Detachment.Reason) }
+    private enum Turn {
+        case goOn
+        case end(Detachment.Reason)
+    }
 
     private func stay() throws(EngineError) -> Detachment.Reason {
         var giveUpAt: Deadline? = ContinuousClock.now + options.wait

@@ -139,7 +139,8 @@ public final class PowerGuard {
         case .awaitsReentry:
             report(
                 .requestIgnored(
-                    call.request, call.caller, reason: "the kernel turned the user-mode call down before it took effect",
+                    call.request, call.caller,
+                    reason: "the kernel turned the user-mode call down before it took effect",
                     status: status))
         case .ignored, .ledTo: break
         }

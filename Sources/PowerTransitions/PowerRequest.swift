@@ -28,7 +28,8 @@ public struct PowerRequest: Equatable, Sendable {
     public init(x86 registers: Registers, memory: some TranslatedMemory) throws(MemoryError) {
         let stack = UInt64(UInt32(truncatingIfNeeded: registers.rsp))
         func argument(_ index: UInt64) throws(MemoryError) -> UInt32 {
-            try memory.load(UInt32.self, at: GuestVirtualAddress(UInt64(UInt32(truncatingIfNeeded: stack + 4 + 4 * index))))
+            try memory.load(
+                UInt32.self, at: GuestVirtualAddress(UInt64(UInt32(truncatingIfNeeded: stack + 4 + 4 * index))))
         }
         action = try argument(0)
         minimumState = try argument(1)

@@ -64,7 +64,8 @@ final class GDBStub {
     private func expectOK(_ packet: String) throws(HypervisorError) {
         let reply = try transact(packet)
         guard reply == Array("OK".utf8) else {
-            throw .commandFailed(command: packet, reason: "the gdbstub said \"\(String(decoding: reply, as: UTF8.self))\"")
+            throw .commandFailed(
+                command: packet, reason: "the gdbstub said \"\(String(decoding: reply, as: UTF8.self))\"")
         }
     }
 
@@ -170,7 +171,9 @@ final class GDBStub {
                 input.removeFirst()
             } else {
                 if socket.atEnd { throw .gone("QEMU closed the debug connection: it ended") }
-                guard ContinuousClock.now < deadline else { throw .timedOut(waitingFor: "QEMU's gdbstub to take \"c\"") }
+                guard ContinuousClock.now < deadline else {
+                    throw .timedOut(waitingFor: "QEMU's gdbstub to take \"c\"")
+                }
                 _ = try pulse.waitForInput([socket.descriptor], until: deadline)
                 socket.drain(into: &input)
             }

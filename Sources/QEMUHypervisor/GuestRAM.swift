@@ -212,7 +212,8 @@ private final class MonitorMemoryReader: PhysicalMemoryReader {
             }
             guard bytes.count == words * 8 else { throw .notRAM(GuestPhysicalAddress(place)) }
             let part = min(bytes.count - skip, buffer.count - done)
-            UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + part]).copyBytes(from: bytes[skip..<skip + part])
+            UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + part]).copyBytes(
+                from: bytes[skip..<skip + part])
             done += part
         }
     }

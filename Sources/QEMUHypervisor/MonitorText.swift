@@ -74,14 +74,17 @@ enum MonitorText {
 
     /// Parses `0000000000000000-00000000000bffff (prio 0, ram): pc.ram @0000…` where it is RAM.
     private static func ramRange(_ line: Substring) -> MemoryRange? {
-        guard let open = line.firstIndex(of: "("), let close = line.firstIndex(of: ")"), open < close else { return nil }
+        guard let open = line.firstIndex(of: "("), let close = line.firstIndex(of: ")"), open < close else {
+            return nil
+        }
         let bounds = line[..<open].split(separator: "-")
         guard bounds.count == 2, let first = UInt64(bounds[0], radix: 16),
             let last = UInt64(bounds[1].filter { $0 != " " }, radix: 16), last >= first, last < UInt64.max
         else { return nil }
         let kind = line[open..<close].split(separator: ",").last.map { $0.filter { $0 != " " } } ?? ""
         let words = line[line.index(after: close)...].dropFirst().split(separator: " ")
-        guard let name = words.first, kind == "ram" || (kind == "rom" && !name.hasSuffix(".bios") && !name.hasSuffix(".rom"))
+        guard let name = words.first,
+            kind == "ram" || (kind == "rom" && !name.hasSuffix(".bios") && !name.hasSuffix(".rom"))
         else { return nil }
         return MemoryRange(base: first, length: last - first + 1, name: String(name))
     }

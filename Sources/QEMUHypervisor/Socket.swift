@@ -42,7 +42,9 @@ final class Socket {
     func write(_ bytes: [UInt8]) throws(HypervisorError) {
         var done = 0
         while done < bytes.count {
-            let count = bytes[done...].withUnsafeBytes { send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+            let count = bytes[done...].withUnsafeBytes {
+                send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+            }
             if count > 0 {
                 done += count
             } else if errno == EAGAIN || errno == EWOULDBLOCK {

@@ -67,7 +67,8 @@ private final class DescriptionParser: NSObject, XMLParserDelegate {
     ) {
         if name == "xi:include" || qualifiedName == "xi:include", let reference = attributes["href"] {
             items.append(.include(reference))
-        } else if name == "reg", let register = attributes["name"], let bits = attributes["bitsize"].flatMap({ Int($0) }),
+        } else if name == "reg", let register = attributes["name"],
+            let bits = attributes["bitsize"].flatMap({ Int($0) }),
             (8...4096).contains(bits)
         {
             items.append(.register(name: register, bits: bits, number: attributes["regnum"].flatMap { Int($0) }))

@@ -78,7 +78,8 @@ struct Demo: ParsableCommand {
             let rows = chapters.map { chapter in
                 "  \(chapter.passed ? "✓" : "✗") \(chapter.name.padding(toLength: width, withPad: " ", startingAt: 0))  \(chapter.seen)"
             }
-            return (["", "What was asked of the guest, and what Vigil saw:", ""] + rows
+            return
+                (["", "What was asked of the guest, and what Vigil saw:", ""] + rows
                 + ["", "\(passed) of \(DemoStory.length) as expected."]).joined(separator: "\n")
         }
     }

@@ -108,7 +108,9 @@ final class DemoStory: @unchecked Sendable {
         }
     }
 
-    private func nextHeld() -> Duration? { next { if case .power(.held(_, let duration, _)) = $0 { duration } else { nil } } }
+    private func nextHeld() -> Duration? {
+        next { if case .power(.held(_, let duration, _)) = $0 { duration } else { nil } }
+    }
 
     /// Asks the guest for a transition that it comes back from.
     private func ask(_ command: String) throws -> GuestConsole.Reply {

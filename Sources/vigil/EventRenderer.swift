@@ -175,7 +175,9 @@ enum TextRendering {
             "  NtSetSystemPowerState at \(found.powerFunction.address), found by "
                 + found.powerFunction.foundBy.map(\.words).joined(separator: " and ")
                 + (found.powerFunction.isConfirmed ? "" : " only"),
-        ] + found.powerFunction.notes.map { "  \($0)" } + ["  armed, \(found.mechanism); memory is \(found.memoryAccess)"]
+        ] + found.powerFunction.notes.map { "  \($0)" } + [
+            "  armed, \(found.mechanism); memory is \(found.memoryAccess)"
+        ]
     }
 
     private static func power(_ event: PowerEvent) -> String {

@@ -103,7 +103,9 @@ private struct InspectionReport {
         lines.append(
             "waiting      " + (survey.means.delayFunction.map { "KeDelayExecutionThread at \($0)" } ?? "a pause loop")
                 + (survey.means.sharedData == nil ? ", no lease: the guest's clock cannot be read" : ", lease of 2 s"))
-        lines.append("would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless"))
+        lines.append(
+            "would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless")
+        )
         return lines.joined(separator: "\n")
     }
 

@@ -7,7 +7,10 @@ struct JSONLine {
     /// Begins with the event's name and the time, as every line of Vigil's does.
     init(event: String, at time: Date = Date()) {
         add("event", event)
-        add("timestamp", time.formatted(.iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted)))
+        add(
+            "timestamp",
+            time.formatted(
+                .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted)))
     }
 
     /// Adds a member; nil becomes null.

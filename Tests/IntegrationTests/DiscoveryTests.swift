@@ -10,7 +10,9 @@ extension Integration {
             GuestConfiguration.Reentry.allCases.map { (optimisation, $0) }
         }
 
-        @Test("inspect finds the kernel, the function and its re-entry, as the guest itself knows them", arguments: variants)
+        @Test(
+            "inspect finds the kernel, the function and its re-entry, as the guest itself knows them",
+            arguments: variants)
         func finds(_ optimisation: GuestConfiguration.Optimisation, _ reentry: GuestConfiguration.Reentry) throws {
             var configuration = GuestConfiguration()
             configuration.optimisation = optimisation
@@ -58,7 +60,8 @@ extension Integration {
         @Test("Patterns that the user supplies are a second way, and one that leads elsewhere is an error")
         func patterns() throws {
             let guest = try BundledGuestMachine.ready()
-            let found = try #require(VigilEvent(try VigilProcess.run("inspect", guest.target, "--format", "json").output))
+            let found = try #require(
+                VigilEvent(try VigilProcess.run("inspect", guest.target, "--format", "json").output))
             // The bytes of the function, and of another one, as the guest has them.
             let lines = try guest.console.run("symbols").lines
             func address(_ name: String) throws -> UInt64 {

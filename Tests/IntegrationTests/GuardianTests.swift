@@ -155,7 +155,8 @@ extension Integration {
                 for call in calls {
                     guard let reply = try? guest.console.reply(to: call, within: .seconds(20)) else {
                         let state = try guest.describe()
-                        Issue.record("round \(round), \(death) after \(instant): \(vigil.errorText)\(vigil.outputText)\(state)")
+                        Issue.record(
+                            "round \(round), \(death) after \(instant): \(vigil.errorText)\(vigil.outputText)\(state)")
                         return
                     }
                     #expect(reply["status"] == 0xC000_02D3, "round \(round): \(reply.result)")

@@ -117,7 +117,9 @@ extension BundledGuestMachine {
             try console.run("refuse on")
             let reply = try console.run("power user 5 6 0")
             #expect(reply["status"] == 0xC000_02D3, "\(reply.result)", sourceLocation: sourceLocation)
-            #expect(seenByOperator.events().filter { $0 == "STOP" || $0 == "RESUME" }.isEmpty, sourceLocation: sourceLocation)
+            #expect(
+                seenByOperator.events().filter { $0 == "STOP" || $0 == "RESUME" }.isEmpty,
+                sourceLocation: sourceLocation)
         }
         let vigil = try VigilProcess(["attach", target, "--format", "json"])
         _ = try vigil.event("attached", sourceLocation: sourceLocation)

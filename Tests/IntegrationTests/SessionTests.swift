@@ -62,7 +62,9 @@ extension Integration {
             try guest.console.run("refuse on")
             let vigil = try VigilProcess(["attach", guest.target, "--hold", "100", "--format", "json"])
             _ = try vigil.event("attached")
-            let calls = try (0..<12).map { try guest.console.start("power \(["user", "kernel", "kernel-direct"][$0 % 3]) 5 6 0") }
+            let calls = try (0..<12).map {
+                try guest.console.start("power \(["user", "kernel", "kernel-direct"][$0 % 3]) 5 6 0")
+            }
             for call in calls { #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3) }
             let counts = try guest.console.run("counts")
             vigil.send(SIGTERM)

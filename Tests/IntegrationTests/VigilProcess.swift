@@ -127,7 +127,8 @@ final class VigilProcess {
     func event(_ name: String, sourceLocation: SourceLocation = #_sourceLocation) throws -> VigilEvent {
         let found = output.next { line in VigilEvent(line).flatMap { $0.name == name ? $0 : nil } }
         return try #require(
-            found, "no event \(name) from vigil, which said:\n\(outputText)\(errorText)", sourceLocation: sourceLocation)
+            found, "no event \(name) from vigil, which said:\n\(outputText)\(errorText)", sourceLocation: sourceLocation
+        )
     }
 
     /// Waits for a line on standard error that contains `text`.

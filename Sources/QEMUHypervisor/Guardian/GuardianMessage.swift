@@ -34,7 +34,8 @@ extension GuardianMessage {
     }
 
     private enum Kind: UInt64 {
-        case beat = 1, pause, resume, insert, remove, handler, hold, release, farewell
+        case beat = 1
+        case pause, resume, insert, remove, handler, hold, release, farewell
     }
 
     /// The longest message, in bytes.

@@ -83,7 +83,9 @@ struct GuardianRecovery {
             for slot in inside.keys {
                 try stub.writePhysical([0], at: handler.physical.rawValue &+ UInt64(handler.waitOffset + slot))
             }
-            guard shallRun else { return "the guest does not run, so \(inside.count) callers leave the handler when it does" }
+            guard shallRun else {
+                return "the guest does not run, so \(inside.count) callers leave the handler when it does"
+            }
             let entry = BreakpointSite.execution(handler.entry)
             try stub.insert(entry)
             let deadline = ContinuousClock.now + Self.drainTimeout
