@@ -25,8 +25,18 @@ final class EventRenderer {
     /// Writes a line that is no event; in JSON nothing.
     func note(_ text: String) { if format == .text { print(line: time + prefix + text) } }
 
+    /// Writes a line at once. Where nobody reads any more (`vigil attach … | head`), Vigil leaves.
     func print(line: String) {
-        FileHandle.standardOutput.write(Data((line + "\n").utf8))
+        let bytes = Array((line + "\n").utf8)
+        var done = 0
+        while done < bytes.count {
+            let count = bytes[done...].withUnsafeBytes { write(STDOUT_FILENO, $0.baseAddress, $0.count) }
+            if count > 0 {
+                done += count
+            } else if errno != EINTR {
+                return InterruptSignals.raise()
+            }
+        }
     }
 
     private var time: String {

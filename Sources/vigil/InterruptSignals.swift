@@ -7,6 +7,12 @@ enum InterruptSignals {
     private(set) nonisolated(unsafe) static var readEnd: Int32 = -1
     private nonisolated(unsafe) static var writeEnd: Int32 = -1
 
+    /// Ends the wait as a signal would.
+    static func raise() {
+        var byte: UInt8 = 1
+        _ = write(writeEnd, &byte, 1)
+    }
+
     static func install() {
         guard readEnd < 0 else { return }
         var ends: [Int32] = [-1, -1]
@@ -23,8 +29,7 @@ enum InterruptSignals {
         pthread_sigmask(SIG_UNBLOCK, &signals, nil)
         for number in [SIGINT, SIGTERM, SIGHUP] {
             signal(number) { received in
-                var byte: UInt8 = 1
-                _ = write(InterruptSignals.writeEnd, &byte, 1)
+                InterruptSignals.raise()
                 signal(received, SIG_DFL)
             }
         }

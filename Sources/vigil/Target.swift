@@ -17,6 +17,8 @@ struct Target: ExpressibleByArgument {
 
     /// Connects. The guardian is this same program.
     func connect() throws(HypervisorError) -> QEMUMachine {
-        try QEMUMachine(qemu, guardianCommand: ["/proc/self/exe", Guardian.name])
+        let link = "/proc/self/exe"
+        let program = (try? FileManager.default.destinationOfSymbolicLink(atPath: link)) ?? link
+        return try QEMUMachine(qemu, guardianCommand: [program, Guardian.name])
     }
 }

@@ -76,6 +76,21 @@ extension Integration {
             #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
         }
 
+        @Test("A session whose output nobody reads any more leaves in good order")
+        func outputClosed() throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("refuse on")
+            let script = "exec 3>&1; { \"$@\"; echo ended $? >&3; } | head -n 1 >&3"
+            let vigil = try VigilProcess(
+                ["attach", guest.target, "--format", "json"], by: ["/bin/sh", "-c", script, "sh"])
+            _ = try vigil.event("attached")
+            // The next line has no reader.
+            try guest.console.run("power user 5 6 0")
+            _ = vigil.exitStatus()
+            #expect(vigil.outputText.contains("ended 0"), "\(vigil.outputText)\(vigil.errorText)")
+            try guest.expectNothingLeft()
+        }
+
         @Test("Leaving releases a held caller at once")
         func leavingReleases() throws {
             let guest = try BundledGuestMachine.ready()
