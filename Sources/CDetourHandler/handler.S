@@ -32,12 +32,15 @@
 // From rbp: fifteen saved registers, RFLAGS, then what the stub pushed.
     .set SLOT, 15 * 8 + 8
 
-// Reads the guest's unbiased interrupt time into rax. An aligned 8-byte load is one access, and the kernel
-// stores the low and first high part in one (as KeQueryInterruptTime relies on).
+// Reads the guest's unbiased interrupt time into rax; clobbers rcx and rdx. An aligned 8-byte load is one
+// access, and the kernel stores the low and first high part in one (as KeQueryInterruptTime relies on). A bias
+// that changed meanwhile means that the guest slept in between: then once more.
 .macro unbiased_time
-    mov rax, [rip + cdetour_shared_data]
-    mov rcx, [rax + INTERRUPT_TIME_BIAS]
-    mov rax, [rax + INTERRUPT_TIME]
+    mov rdx, [rip + cdetour_shared_data]
+1:  mov rcx, [rdx + INTERRUPT_TIME_BIAS]
+    mov rax, [rdx + INTERRUPT_TIME]
+    cmp rcx, [rdx + INTERRUPT_TIME_BIAS]
+    jne 1b
     sub rax, rcx
 .endm
 

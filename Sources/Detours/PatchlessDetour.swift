@@ -158,8 +158,9 @@ public final class PatchlessDetour {
         let physical: GuestPhysicalAddress
         do throws(MemoryError) {
             // The slack is the tail of one page, so its bytes are together in physical memory too.
-            found = try memory.bytes(at: slack, count: UInt64(DetourHandler.length), maximum: 4096)
-            physical = try memory.translate(slack).physical
+            // The processor's own view: the handler is to be executed.
+            found = try memory.hardware.bytes(at: slack, count: UInt64(DetourHandler.length), maximum: 4096)
+            physical = try memory.hardware.translate(slack).physical
         } catch {
             throw .memory(error, doing: "looking at the kernel's slack")
         }

@@ -165,8 +165,9 @@ public final class GuestEffects {
     public func resumeFromStop() throws(HypervisorError) { try resumeMachine() }
 
     private func resumeMachine() throws(HypervisorError) {
-        try announce(.resume)
         try machine.resume()
+        // After the fact: who dies in between leaves a machine that stands, and the guardian must know that.
+        try announce(.resume)
     }
 
     public func insert(_ site: BreakpointSite) throws(HypervisorError) {

@@ -34,6 +34,8 @@ public final class Engine {
     private var powerGuard: PowerGuard?
     private var debugRegisters: DebugRegisterTable
     private var hasControl = false
+    /// The machine stands because one of our breakpoints stopped it.
+    private var isAtStop = false
     /// The machine said that it powers off: its end is no surprise.
     private var isPoweringOff = false
     /// Of earlier boots in this session.
@@ -182,6 +184,7 @@ public final class Engine {
     /// At a stop every vCPU is looked at: several can have arrived at once.
     private func handleStop() throws(EngineError) {
         effects.noteStop()
+        isAtStop = true
         if let powerGuard {
             for index in 0..<machine.vcpuCount {
                 let vcpu = VCPU(index)
@@ -196,6 +199,11 @@ public final class Engine {
             }
         }
         publishCalls()
+        try resumeFromStop()
+    }
+
+    private func resumeFromStop() throws(EngineError) {
+        isAtStop = false
         try host { () throws(HypervisorError) in try effects.resumeFromStop() }
     }
 
@@ -243,6 +251,8 @@ public final class Engine {
                 }
             }
             if let failure { throw .hypervisor(failure) }
+            // An error while a stop was handled: nothing else would ever let the guest run on.
+            if isAtStop { try resumeFromStop() }
         }
         if hasControl {
             hasControl = false
@@ -268,7 +278,10 @@ public final class Engine {
             guard try host({ () throws(HypervisorError) in try machine.runState() }).isRunning else { break }
             switch try host({ () throws(HypervisorError) in try machine.nextEvent(until: deadline) }) {
             case .stop: try handleStop()
-            case .host(let event): current.handle(event)
+            case .host(let event):
+                try handle(event)
+                // A reset: nobody waits any more.
+                if powerGuard == nil { return 0 }
             case .gone, nil: return current.heldCallers
             case .interrupted: break
             }

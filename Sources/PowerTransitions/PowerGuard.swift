@@ -172,10 +172,16 @@ public final class PowerGuard {
 
     /// A thread that calls from above a call's stack slot has left that call without its return being seen.
     private func forgetOverwrittenCalls(by stackSlot: UInt64, of thread: GuestVirtualAddress) {
+        // Callers whose threads could not be read are not one thread.
+        guard thread.rawValue != 0 else { return }
         let left = calls.filter { $0.caller.thread == thread && $0.stackSlot <= stackSlot }
         calls.removeAll { $0.caller.thread == thread && $0.stackSlot <= stackSlot }
         for call in left {
             try? stopWatching(call)
+            if case .request(let id) = call.role, let index = records.firstIndex(where: { $0.id == id }) {
+                // Only host events and the deadline can tell its outcome now.
+                records[index].isWatched = false
+            }
             if call.role == .awaitsReentry {
                 report(
                     .requestIgnored(
@@ -218,7 +224,9 @@ public final class PowerGuard {
         default: break
         }
         let index = records.lastIndex { $0.foretold(event) }
-        if let index { records[index].note(event) } else { report(.unannounced(event)) }
+        if index == nil { report(.unannounced(event)) }
+        // What happens to the machine happens to all requests under way.
+        for position in records.indices { records[position].note(event) }
         // The machine goes down but once, and under the other requests too, whatever they had asked for.
         let deciding = index ?? records.indices.last
         guard let ending = deciding.flatMap({ records[$0].result(of: event) }) else { return }

@@ -21,7 +21,9 @@ final class GDBStub {
     /// How often this connection stopped and started the machine and QEMU has not yet said so by QMP.
     var stopsToBeReported = 0
     var startsToBeReported = 0
-    private(set) var description: TargetDescription?
+    /// The description's files, as the stub sent them.
+    private var annexes: [String: [UInt8]] = [:]
+    private var parsedDescription: TargetDescription?
     private var input: [UInt8] = []
     private var stopReplies: [GDBStopReply] = []
 
@@ -56,9 +58,20 @@ final class GDBStub {
                 stopsToBeReported += 1
                 try socket.write(GDBPacket.frame(packet))
             } else {
-                stopReplies.append(stop)
+                keep(stop)
             }
         }
+    }
+
+    /// Keeps a stop reply that came unasked for whoever takes stops.
+    private func keep(_ stop: GDBStopReply) {
+        stoodAtFirst = false
+        if !isStanding {
+            isStanding = true
+            // A stop that we did not ask for is QEMU's to report as its operator's.
+            if case .trap = stop { stopsToBeReported += 1 }
+        }
+        stopReplies.append(stop)
     }
 
     private func expectOK(_ packet: String) throws(HypervisorError) {
@@ -81,12 +94,24 @@ final class GDBStub {
         try readDescription()
     }
 
-    /// Makes `setRegisters` possible: the stub takes `P` only after its description was read.
+    /// Fetches the target description, without which the stub takes no `P`. It is parsed later: a machine may
+    /// be standing for this.
     func readDescription() throws(HypervisorError) {
+        let main = "target.xml"
+        let document = try readAnnex(main)
+        annexes[main] = document
+        for name in TargetDescription.includes(in: document).prefix(8) { annexes[name] = try readAnnex(name) }
+    }
+
+    /// Where the registers are.
+    func description() throws(HypervisorError) -> TargetDescription {
+        if let parsedDescription { return parsedDescription }
+        guard !annexes.isEmpty else { throw .unexpectedAnswer("registers without a description") }
+        let annexes = self.annexes
         do {
-            description = try TargetDescription { annex in try self.readAnnex(annex) }
-        } catch let error as HypervisorError {
-            throw error
+            let description = try TargetDescription { annexes[$0] ?? [] }
+            parsedDescription = description
+            return description
         } catch {
             throw .unexpectedAnswer("a target description that cannot be read")
         }
@@ -166,7 +191,7 @@ final class GDBStub {
                 return
             } else if input.first == UInt8(ascii: "$") {
                 let packet = try receivePacket(until: deadline, for: "QEMU's gdbstub to take \"c\"")
-                if let stop = GDBStopReply(packet) { stopReplies.append(stop) }
+                if let stop = GDBStopReply(packet) { keep(stop) }
             } else if !input.isEmpty {
                 input.removeFirst()
             } else {
@@ -215,13 +240,7 @@ final class GDBStub {
         socket.drain(into: &input)
         while let packet = GDBPacket.take(from: &input) {
             guard let stop = GDBStopReply(packet) else { continue }
-            stoodAtFirst = false
-            if !isStanding {
-                isStanding = true
-                // A stop that we did not ask for is QEMU's to report as its operator's.
-                if case .trap = stop { stopsToBeReported += 1 }
-            }
-            stopReplies.append(stop)
+            keep(stop)
         }
         if stopReplies.isEmpty {
             if socket.atEnd { throw .gone("QEMU closed the debug connection: it ended") }

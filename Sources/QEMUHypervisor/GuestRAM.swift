@@ -163,12 +163,18 @@ struct MappedArea: Equatable {
 /// The open files of another process, found by what they are.
 private struct OpenFiles {
     let pid: Int32
-    private var opened: [UInt64: Int32] = [:]
+    private struct Identity: Hashable {
+        var device: UInt64
+        var inode: UInt64
+    }
+
+    private var opened: [Identity: Int32] = [:]
 
     init(pid: Int32) { self.pid = pid }
 
     mutating func open(device: UInt64, inode: UInt64) -> Int32? {
-        if let file = opened[inode] { return file }
+        let identity = Identity(device: device, inode: inode)
+        if let file = opened[identity] { return file }
         let directory = "/proc/\(pid)/fd"
         guard let names = try? FileManager.default.contentsOfDirectory(atPath: directory) else { return nil }
         for name in names {
@@ -178,7 +184,7 @@ private struct OpenFiles {
             else { continue }
             let file = Glibc.open("\(directory)/\(name)", O_RDWR | O_CLOEXEC)
             guard file >= 0 else { continue }
-            opened[inode] = file
+            opened[identity] = file
             return file
         }
         return nil

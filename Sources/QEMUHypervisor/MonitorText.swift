@@ -81,7 +81,10 @@ enum MonitorText {
         guard bounds.count == 2, let first = UInt64(bounds[0], radix: 16),
             let last = UInt64(bounds[1].filter { $0 != " " }, radix: 16), last >= first, last < UInt64.max
         else { return nil }
-        let kind = line[open..<close].split(separator: ",").last.map { $0.filter { $0 != " " } } ?? ""
+        // Memory of a device (a graphics card's, in a PCI window) has a priority above the machine's RAM.
+        let traits = line[line.index(after: open)..<close].split(separator: ",")
+        guard traits.count == 2, traits[0] == "prio 0" else { return nil }
+        let kind = traits[1].filter { $0 != " " }
         let words = line[line.index(after: close)...].dropFirst().split(separator: " ")
         guard let name = words.first,
             kind == "ram" || (kind == "rom" && !name.hasSuffix(".bios") && !name.hasSuffix(".rom"))
@@ -91,7 +94,9 @@ enum MonitorText {
 
     /// The address from `gpa2hva`'s answer, or nil where it says that there is no RAM.
     static func hostAddress(_ text: String) -> UInt64? {
-        guard let word = text.split(whereSeparator: \.isWhitespace).last, word.hasPrefix("0x") else { return nil }
+        // "No memory is mapped at address 0x…" ends in an address too.
+        let words = text.split(whereSeparator: \.isWhitespace).suffix(2)
+        guard words.count == 2, words.first == "is", let word = words.last, word.hasPrefix("0x") else { return nil }
         return UInt64(word.dropFirst(2), radix: 16)
     }
 

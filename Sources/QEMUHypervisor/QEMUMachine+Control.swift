@@ -140,6 +140,8 @@ extension QEMUMachine: ControllableMachine {
         qmp.takeInput()
         if qmp.events.last(where: { $0.name == "SUSPEND" || $0.name == "WAKEUP" })?.name == "SUSPEND" { return }
         try control().resume()
+        // Parsed while the machine runs, so that the first stop need not wait for it.
+        _ = try control().description()
     }
 
     private func select(_ vcpu: VCPU) throws(HypervisorError) {
@@ -153,8 +155,7 @@ extension QEMUMachine: ControllableMachine {
     public func registers(of vcpu: VCPU) throws(HypervisorError) -> Registers {
         try select(vcpu)
         let stub = try control()
-        guard let description = stub.description else { throw .unexpectedAnswer("registers without a description") }
-        return try RegisterCodec(description).decode(try stub.readRegisters())
+        return try RegisterCodec(try stub.description()).decode(try stub.readRegisters())
     }
 
     public func setRegisters(
@@ -162,8 +163,7 @@ extension QEMUMachine: ControllableMachine {
     ) throws(HypervisorError) {
         try select(vcpu)
         let stub = try control()
-        guard let description = stub.description else { throw .unexpectedAnswer("registers without a description") }
-        for change in RegisterCodec(description).changes(from: old, to: new) {
+        for change in RegisterCodec(try stub.description()).changes(from: old, to: new) {
             try stub.writeRegister(number: change.number, value: change.value, size: change.size)
         }
     }

@@ -16,6 +16,13 @@ struct TargetDescription: Equatable, Sendable {
 
     subscript(_ name: String) -> Register? { registers[name] }
 
+    /// The files that a target description includes, found without parsing it.
+    static func includes(in document: [UInt8]) -> [String] {
+        String(decoding: document, as: UTF8.self).split(separator: "<xi:include href=\"").dropFirst().compactMap { rest in
+            rest.firstIndex(of: "\"").map { String(rest[..<$0]) }
+        }
+    }
+
     /// - Parameter read: returns an annex of the description by its name.
     init(read: (String) throws -> [UInt8]) throws {
         var offset = 0
@@ -36,7 +43,7 @@ struct TargetDescription: Equatable, Sendable {
             case .register(let name, let bits, let explicitNumber):
                 number = explicitNumber ?? number
                 registers[name] = Register(number: number, offset: offset, size: bits / 8)
-                number += 1
+                number &+= 1
                 offset += bits / 8
             }
         }

@@ -104,7 +104,7 @@ import Testing
         let stub = GDBStubTests.stub(peer)
         try stub.open(wasRunning: wasRunning)
         #expect(stub.stopsToBeReported == (wasRunning ? 1 : 0))
-        #expect(try stub.description == DescriptionSample.description())
+        #expect(try stub.description() == DescriptionSample.description())
         peer.finish()
         #expect(peer.surprises == [])
     }

@@ -69,7 +69,7 @@ struct GuardianRecovery {
 
         /// Forgets callers that stand at the function's entry: not yet sent into the handler, or back from it.
         func noteArrivals() throws(HypervisorError) {
-            guard let description = stub.description else { return }
+            let description = try stub.description()
             for thread in 1...threads {
                 try stub.selectThread(thread)
                 let registers = try RegisterCodec(description).decode(try stub.readRegisters())
@@ -103,7 +103,7 @@ struct GuardianRecovery {
     /// Lets the guest run from where it stands until it reaches a site again.
     private func letRun(past entry: BreakpointSite, until deadline: Deadline) throws(HypervisorError) {
         // A vCPU that stands at the entry would stop there again at once.
-        guard let description = stub.description else { return }
+        let description = try stub.description()
         for thread in 1...(try stub.threadCount()) {
             try stub.selectThread(thread)
             let registers = try RegisterCodec(description).decode(try stub.readRegisters())
