@@ -132,6 +132,11 @@ public final class PatchlessDetour {
         if holders.isEmpty { try zeroHandler() }
     }
 
+    /// Takes the handler out, if nobody is in it. The machine stands.
+    public func removeUnusedHandler() throws(DetourError) {
+        if holders.isEmpty { try zeroHandler() }
+    }
+
     /// Tells waiting callers that Vigil lives. To be called well within `leaseLimit`.
     public func renewLease() throws(DetourError) {
         guard let location, !holders.isEmpty else { return }

@@ -128,6 +128,22 @@ public final class GuestEffects {
         return try finish(pause: try machine.pause(), since: start, body)
     }
 
+    /// Like `withPaused`, but does nothing where a breakpoint stopped the machine first.
+    /// - Returns: false then; the stop is the machine's next event, and has to be handled.
+    public func withPausedUnlessStopped(
+        _ body: () throws(HypervisorError) -> Void
+    ) throws(HypervisorError) -> Bool {
+        if try machine.isStanding {
+            try body()
+            return true
+        }
+        try announce(.pause)
+        let start = ContinuousClock.now
+        guard try machine.pause() else { return false }
+        try finish(pause: true, since: start, body)
+        return true
+    }
+
     private func finish<Result>(
         pause isOurs: Bool, since start: ContinuousClock.Instant, _ body: () throws(HypervisorError) -> Result
     ) throws(HypervisorError) -> Result {

@@ -244,13 +244,7 @@ public final class Engine {
         var callersLeft = 0
         if hasControl, case .asked = reason {
             if let current = powerGuard { callersLeft = try letCallersOut(current) }
-            var failure: HypervisorError?
-            try host { () throws(HypervisorError) in
-                try effects.withPaused { () throws(HypervisorError) in
-                    do throws(HypervisorError) { try effects.removeAllSites() } catch { failure = error }
-                }
-            }
-            if let failure { throw .hypervisor(failure) }
+            try takeEverythingOut()
             // An error while a stop was handled: nothing else would ever let the guest run on.
             if isAtStop { try resumeFromStop() }
         }
@@ -269,21 +263,45 @@ public final class Engine {
                     openTransitions: open)))
     }
 
+    /// Removes what would stop the guest, and the handler if nobody is in it.
+    private func takeEverythingOut() throws(EngineError) {
+        var failure: DetourError?
+        let takeOut = { () throws(HypervisorError) in
+            try self.effects.removeAllSites()
+            do throws(DetourError) { try self.powerGuard?.detour.removeUnusedHandler() } catch { failure = error }
+        }
+        // A breakpoint may stop the guest at the very moment: that call is let on first.
+        while try !host({ () throws(HypervisorError) in try effects.withPausedUnlessStopped(takeOut) }) {
+            let event = try host { () throws(HypervisorError) in try machine.nextEvent(until: .now + .seconds(1)) }
+            switch event {
+            case .stop: try handleStop()
+            case .host(let event): powerGuard?.handle(event)
+            case .gone: return
+            case .interrupted, nil: break
+            }
+        }
+        if let failure { throw .detour(failure) }
+    }
+
     /// Releases held callers and waits until they have come out of the handler.
     /// - Returns: how many have not: the guest stands, or its waiting threads do not get to run.
     private func letCallersOut(_ current: PowerGuard) throws(EngineError) -> Int {
         try detour { () throws(DetourError) in try current.releaseAll() }
         let deadline = ContinuousClock.now + Self.leavingTimeout
         while current.heldCallers > 0 && ContinuousClock.now < deadline {
-            guard try host({ () throws(HypervisorError) in try machine.runState() }).isRunning else { break }
-            switch try host({ () throws(HypervisorError) in try machine.nextEvent(until: deadline) }) {
+            let soon = min(deadline, .now + .milliseconds(100))
+            switch try host({ () throws(HypervisorError) in try machine.nextEvent(until: soon) }) {
             case .stop: try handleStop()
             case .host(let event):
                 try handle(event)
                 // A reset: nobody waits any more.
                 if powerGuard == nil { return 0 }
-            case .gone, nil: return current.heldCallers
+            case .gone: return current.heldCallers
             case .interrupted: break
+            case nil:
+                // Nobody comes out of a handler that nobody executes.
+                let state = try host { () throws(HypervisorError) in try machine.runState() }
+                if !state.isRunning && state != .stoppedByDebugger { return current.heldCallers }
             }
         }
         return current.heldCallers

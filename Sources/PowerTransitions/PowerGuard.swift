@@ -54,6 +54,8 @@ public final class PowerGuard {
     private var holds: [Hold] = []
     private var lastID: Int
     private var nextLeaseRenewal: Deadline
+    /// Nobody is held any more.
+    private var isLeaving = false
 
     /// - Parameters:
     ///   - reentryIsProved: without it, a user-mode call is taken for a request of its own.
@@ -122,7 +124,9 @@ public final class PowerGuard {
             hold = id
         }
         calls.append(call)
-        if let id = hold, let duration = options.hold, try beginHold(id, for: duration, vcpu, registers) { return }
+        if let id = hold, let duration = options.hold, !isLeaving, try beginHold(id, for: duration, vcpu, registers) {
+            return
+        }
         try enter(calls.count - 1, vcpu)
     }
 
@@ -275,8 +279,9 @@ public final class PowerGuard {
         try detour.release(slot: holds[index].slot)
     }
 
-    /// Lets every held caller go, because Vigil leaves.
+    /// Lets every held caller go, because Vigil leaves; later ones are not held.
     public func releaseAll() throws(DetourError) {
+        isLeaving = true
         for index in holds.indices { try release(index, because: .leaving) }
     }
 

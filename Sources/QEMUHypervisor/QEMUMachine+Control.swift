@@ -15,7 +15,10 @@ extension QEMUMachine: ControllableMachine {
     public var isStanding: Bool {
         get throws(HypervisorError) {
             if let stub, stub.isStanding, !isStoppedByOperator { return true }
-            return try !runState().isRunning
+            let state = try runState()
+            // At a breakpoint whose stop has not been taken yet: to a pause that stop is the answer.
+            if stub != nil && state == .stoppedByDebugger { return false }
+            return !state.isRunning
         }
     }
 

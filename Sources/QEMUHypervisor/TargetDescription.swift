@@ -18,7 +18,8 @@ struct TargetDescription: Equatable, Sendable {
 
     /// The files that a target description includes, found without parsing it.
     static func includes(in document: [UInt8]) -> [String] {
-        String(decoding: document, as: UTF8.self).split(separator: "<xi:include href=\"").dropFirst().compactMap { rest in
+        String(decoding: document, as: UTF8.self).split(separator: "<xi:include href=\"").dropFirst().compactMap {
+            rest in
             rest.firstIndex(of: "\"").map { String(rest[..<$0]) }
         }
     }

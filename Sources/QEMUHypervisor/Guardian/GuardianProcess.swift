@@ -32,9 +32,9 @@ public enum GuardianProcess {
         case .silent:
             // Whatever it does next, it must not do it while two hold the connections.
             let fence = Fence(parent)
-            let result = act(state, because: "Vigil (pid \(parent)) gave no sign of life")
             word = GuardianLink.Word.tookOver
             _ = send(channel, &word, 1, Int32(MSG_NOSIGNAL))
+            let result = act(state, because: "Vigil (pid \(parent)) gave no sign of life")
             shutdown(GuardianLink.Inherited.debug, Int32(SHUT_RDWR))
             shutdown(GuardianLink.Inherited.qmp, Int32(SHUT_RDWR))
             fence.lift()
