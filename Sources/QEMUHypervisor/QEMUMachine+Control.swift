@@ -43,6 +43,7 @@ extension QEMUMachine: ControllableMachine {
         pulse.beat = { () throws(HypervisorError) in try link.beat() }
         stub = GDBStub(socket: socket, pulse: pulse)
         do throws(HypervisorError) {
+            try link.check()
             if let theirs = ends.theirs {
                 try passDescriptor(theirs)
             } else {

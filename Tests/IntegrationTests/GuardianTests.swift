@@ -129,6 +129,7 @@ extension Integration {
             let guest = try BundledGuestMachine.ready()
             try guest.console.run("refuse on")
             var random = SeededGenerator(seed: 0x5eed_0001)
+            var last = "the first"
             for round in 0..<50 {
                 let death = Death.allCases[round % 2]
                 let instant = Duration.microseconds(Int.random(in: 0...400_000, using: &random))
@@ -145,6 +146,7 @@ extension Integration {
                 if try children(of: vigil.processID).isEmpty && !vigil.errorText.contains("guardian") {
                     vigil.send(SIGKILL)
                     _ = vigil.exitStatus()
+                    try #require(!vigil.errorText.contains("vigil:"), "round \(round), \(last): \(vigil.errorText)")
                 } else {
                     if !vigil.errorText.contains("vigil guardian:") {
                         _ = try vigil.errorLine(containing: "vigil guardian:")
@@ -152,6 +154,7 @@ extension Integration {
                     #expect(!vigil.errorText.contains("could not be"), "round \(round): \(vigil.errorText)")
                     try expectAware(vigil, death)
                 }
+                last = String((last + "; \(round): \(death) after \(instant): \(vigil.errorText)").suffix(600))
                 for call in calls {
                     guard let reply = try? guest.console.reply(to: call, within: .seconds(20)) else {
                         let state = try guest.describe()

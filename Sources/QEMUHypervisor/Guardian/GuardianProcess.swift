@@ -28,17 +28,21 @@ public enum GuardianProcess {
         case .farewell:
             return 0
         case .died:
-            return act(state, because: "Vigil (pid \(parent)) died")
+            let (report, code) = act(state)
+            say("Vigil (pid \(parent)) died; \(report)")
+            return code
         case .silent:
             // Whatever it does next, it must not do it while two hold the connections.
             let fence = Fence(parent)
             word = GuardianLink.Word.tookOver
             _ = send(channel, &word, 1, Int32(MSG_NOSIGNAL))
-            let result = act(state, because: "Vigil (pid \(parent)) gave no sign of life")
+            let (report, code) = act(state)
             shutdown(GuardianLink.Inherited.debug, Int32(SHUT_RDWR))
             shutdown(GuardianLink.Inherited.qmp, Int32(SHUT_RDWR))
+            // Said only now: whoever reads it may let Vigil go on at once.
+            say("Vigil (pid \(parent)) gave no sign of life; \(report)")
             fence.lift()
-            return result
+            return code
         }
     }
 
@@ -64,23 +68,24 @@ public enum GuardianProcess {
         }
     }
 
-    private static func act(_ state: GuardedState, because reason: String) -> Int32 {
+    /// Takes everything back.
+    /// - Returns: what was done, for people, and the exit code.
+    private static func act(_ state: GuardedState) -> (report: String, code: Int32) {
         let start = ContinuousClock.now
-        let report: String
-        var code: Int32 = 0
         do {
             let recovery = GuardianRecovery(
                 state: state, qmp: dup(GuardianLink.Inherited.qmp), debug: dup(GuardianLink.Inherited.debug))
-            report = try recovery.run()
+            let report = try recovery.run()
+            let (seconds, attoseconds) = (ContinuousClock.now - start).components
+            return ("\(report) (\(seconds * 1000 + attoseconds / 1_000_000_000_000_000) ms)", 0)
         } catch {
-            report = "the guest could not be released: \(error)"
-            code = 1
+            return ("the guest could not be released: \(error)", 1)
         }
-        let (seconds, attoseconds) = (ContinuousClock.now - start).components
-        let milliseconds = seconds * 1000 + attoseconds / 1_000_000_000_000_000
-        let line = "vigil guardian: \(reason); \(report) (\(milliseconds) ms)\n"
+    }
+
+    private static func say(_ text: String) {
+        let line = "vigil guardian: \(text)\n"
         _ = write(2, line, line.utf8.count)
-        return code
     }
 
     /// Keeps a silent Vigil from acting while the guardian does.
