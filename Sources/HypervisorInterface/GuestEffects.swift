@@ -110,8 +110,8 @@ public final class GuestEffects {
             let stopped = try machine.openControl()
             try finish(pause: stopped, since: start, body)
         } catch {
-            // The guardian is not dismissed: what could not be taken back here, it takes back.
-            witnesses.removeAll()
+            // What is half done here, the guardian takes back.
+            abandonWitnesses()
             throw error
         }
     }
@@ -161,7 +161,7 @@ public final class GuestEffects {
         return result
     }
 
-    /// Goes on without witnesses, which are gone, to leave in good order.
+    /// Goes on without witnesses, which are gone, or take back now what is in force.
     public func abandonWitnesses() {
         witnesses.removeAll()
         machine.abandonWitness()

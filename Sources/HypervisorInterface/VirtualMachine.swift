@@ -72,7 +72,7 @@ public protocol ControllableMachine: VirtualMachine {
     /// Gives control back and leaves the run state as it is. Sites must be removed before.
     func closeControl() throws(HypervisorError)
 
-    /// Goes on without whoever `prepareControl` returned: it is gone.
+    /// Goes on without whoever `prepareControl` returned. It is gone, or takes back now what is in force.
     func abandonWitness()
 
     /// Why control was lost, where that was not the machine's doing; nil otherwise.

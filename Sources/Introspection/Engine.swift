@@ -70,7 +70,9 @@ public final class Engine {
             if loss == .takenOver { throw .hypervisor(.takenOver) }
             if loss != nil { effects.abandonWitnesses() }
             // Whatever went wrong, leave in good order if that still can be done.
-            if hasControl { try? leave(.asked, quietly: true) }
+            if hasControl {
+                do throws(EngineError) { try leave(.asked, quietly: true) } catch { effects.abandonWitnesses() }
+            }
             throw loss.map { .hypervisor($0) } ?? error
         }
     }

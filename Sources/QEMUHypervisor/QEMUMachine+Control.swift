@@ -98,7 +98,11 @@ extension QEMUMachine: ControllableMachine {
     }
 
     public func abandonWitness() {
-        guardian?.dismiss()
+        guardian?.handOver()
+        forgetGuardian()
+    }
+
+    private func forgetGuardian() {
         guardian = nil
         pulse.beat = { () throws(HypervisorError) in }
     }
@@ -125,7 +129,8 @@ extension QEMUMachine: ControllableMachine {
         guard stub != nil else { return }
         removeDebugConnection()
         stub = nil
-        abandonWitness()
+        guardian?.dismiss()
+        forgetGuardian()
     }
 
     /// Ends the gdbstub without a detach packet, which would start a suspended or paused guest.

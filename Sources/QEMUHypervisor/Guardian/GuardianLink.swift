@@ -131,6 +131,12 @@ final class GuardianLink: EffectWitness {
         reap()
     }
 
+    /// Lets the guardian take everything back at once, as if Vigil had died, and waits until it has.
+    func handOver() {
+        shutdown(descriptor, Int32(SHUT_RDWR))
+        reap()
+    }
+
     private func reap() {
         var status: Int32 = 0
         while waitpid(processID, &status, 0) < 0 && errno == EINTR {}
