@@ -69,7 +69,7 @@ let package = Package(
             path: "Tests/TestSupport", swiftSettings: settings),
         // Runs the detour's handler in the tests' own process.
         .target(name: "CHandlerHarness", path: "Tests/CHandlerHarness"),
-        tests("X86"),
+        tests("X86", ["WindowsGuest", "CHandlerHarness"]),
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface"]),

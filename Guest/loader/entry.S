@@ -101,6 +101,16 @@ EnterKernel:
     mov rcx, rdx
     jmp rsi
 
+// void EnterResume(uint64_t root, uint64_t stack, uint64_t code, const void *argument)
+    .globl EnterResume
+EnterResume:
+    mov cr3, rdi
+    mov rsp, rsi
+    mov rdi, rcx
+    call rdx
+1:  hlt
+    jmp 1b
+
     .section .data, "aw"
     .balign 8
 LoaderGdt:

@@ -40,6 +40,9 @@ void LoadKernel(uint64_t *root, const BOOT_MODULE *file, BOOT_BLOCK *block,
                 void *frames);
 uint64_t KernelImageSize(const BOOT_MODULE *file);
 
+// resume.c
+void ResumeFromDisk(const BOOT_BLOCK *block);
+
 // entry.S
 extern uint64_t LoaderPointers[];
 extern char LoaderEnd[];

@@ -90,6 +90,7 @@ void LoaderMain(const MULTIBOOT_INFORMATION *info)
     SerialInitialize();
     ReadModules(info, &draft);
     ReadMemoryMap(info, &draft);
+    ResumeFromDisk(&draft);
     MemoryInitialize(FirstFreeAddress(info, &draft));
 
     uint64_t imageSize = KernelImageSize(&draft.modules[0]);

@@ -62,7 +62,9 @@ extension Integration {
             let guest = try BundledGuestMachine.ready()
             let found = try #require(
                 VigilEvent(try VigilProcess.run("inspect", guest.target, "--format", "json").output))
-            // The bytes of the function, and of another one, as the guest has them.
+            // The bytes of the function, and of another one, as the guest has them. The function is in a pageable
+            // section: the guest's check of its code pages it in, so that the monitor can read it.
+            try guest.console.run("check")
             let lines = try guest.console.run("symbols").lines
             func address(_ name: String) throws -> UInt64 {
                 let line = try #require(lines.first { $0.hasPrefix(name + " ") })

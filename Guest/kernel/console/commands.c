@@ -2,7 +2,8 @@
 // spaces and one that begins with `ok` or `error`.
 
 #include "../include/console.h"
-#include "../include/ke.h"
+#include "../include/guard.h"
+#include "../include/mm.h"
 #include "../include/po.h"
 #include "../include/rtl.h"
 
@@ -21,7 +22,7 @@ static BOOLEAN ConNumber(CONSOLE_COMMAND *Command, ULONG Word, ULONG64 Limit, UL
     return FALSE;
 }
 
-static BOOLEAN ConSwitch(CONSOLE_COMMAND *Command, BOOLEAN *On)
+BOOLEAN ConSwitch(CONSOLE_COMMAND *Command, BOOLEAN *On)
 {
     *On = RtlStringEqual(Command->Words[1], "on");
     if (*On || RtlStringEqual(Command->Words[1], "off"))
@@ -105,12 +106,6 @@ static void ConSlow(CONSOLE_COMMAND *Command)
     ConAnswer(&Command->Tag, "ok slow=%llu", Milliseconds);
 }
 
-static void ConTime(CONSOLE_COMMAND *Command)
-{
-    ConAnswer(&Command->Tag, "ok interrupt-time=%llu switches=%llu system-calls=%llu",
-              KeQueryInterruptTime(), KiContextSwitches, KeSystemCalls);
-}
-
 static void ConWork(CONSOLE_COMMAND *Command)
 {
     ULONG64 Count;
@@ -127,9 +122,48 @@ static void ConBusy(CONSOLE_COMMAND *Command)
     ConAnswer(&Command->Tag, "ok busy=%s", On ? "on" : "off");
 }
 
+static void ConGuard(CONSOLE_COMMAND *Command)
+{
+    BOOLEAN On;
+    if (!ConSwitch(Command, &On))
+        return;
+    KiGuardSwitch(On);
+    ConAnswer(&Command->Tag, "ok guard=%s", On ? "on" : "off");
+}
+
+static void ConTrim(CONSOLE_COMMAND *Command)
+{
+    static const struct {
+        const CHAR *Name;
+        MM_TRIM_KIND Kind;
+    } Kinds[] = {{"transition", MmTrimToTransition},
+                 {"prototype", MmTrimToPrototype},
+                 {"shared", MmTrimToSharedPage}};
+    const CHAR *Name = Command->Count > 1 ? Command->Words[1] : Kinds[0].Name;
+
+    for (ULONG i = 0; i < ARRAY_COUNT(Kinds); i++) {
+        if (RtlStringEqual(Name, Kinds[i].Name)) {
+            ConAnswer(&Command->Tag, "ok pages=%u", MmTrimPageableCode(Kinds[i].Kind));
+            return;
+        }
+    }
+    ConAnswer(&Command->Tag, "error nothing is called %s", Name);
+}
+
 static void ConCrash(CONSOLE_COMMAND *Command)
 {
-    (void)Command;
+    if (Command->Count > 1 && RtlStringEqual(Command->Words[1], "irql")) {
+        // An address that is absent, where nothing could be brought in.
+        KeRaiseIrqlToDpcLevel();
+        *(volatile ULONG *)0x10000 = 0;
+    } else if (Command->Count > 1 && RtlStringEqual(Command->Words[1], "pool")) {
+        PVOID Block = ExAllocatePoolWithTag(NonPagedPool, 100, 'tseT');
+        ExFreePoolWithTag(Block, 'tseT');
+        ExFreePoolWithTag(Block, 'tseT');
+    } else if (Command->Count > 1) {
+        ConAnswer(&Command->Tag, "error nothing is called %s", Command->Words[1]);
+        return;
+    }
     KeBugCheckEx(MANUALLY_INITIATED_CRASH, 0, 0, 0, 0);
 }
 
@@ -145,11 +179,16 @@ static const COMMAND_ENTRY ConCommands[] = {
     {"slow", 1, 1, ConSlow, "MILLISECONDS"},
     {"symbols", 0, 0, ConSymbols, ""},
     {"threads", 0, 0, ConThreads, ""},
+    {"processors", 0, 0, ConProcessors, ""},
     {"time", 0, 0, ConTime, ""},
     {"check", 0, 0, ConCheckCode, ""},
     {"work", 1, 1, ConWork, "COUNT"},
     {"busy", 1, 1, ConBusy, "on|off"},
-    {"crash", 0, 0, ConCrash, ""},
+    {"load", 1, 4, ConLoad, "on|off [calls] [pages] [threads]"},
+    {"pool", 0, 0, ConPool, ""},
+    {"guard", 1, 1, ConGuard, "on|off"},
+    {"trim", 0, 1, ConTrim, "[transition|prototype|shared]"},
+    {"crash", 0, 1, ConCrash, "[irql|pool]"},
 };
 
 static void ConHelp(CONSOLE_COMMAND *Command)

@@ -2,21 +2,35 @@
 
 #include "../include/console.h"
 #include "../include/ps.h"
+#include "../include/rtl.h"
+
+typedef struct {
+    PETHREAD Thread;
+    ULONG64 Id;
+    CHAR Name[sizeof((PETHREAD)0)->Name];
+    UCHAR State;
+} THREAD_ROW;
 
 // Threads come and go while this runs, processes never end: the next thread is
-// sought by its place, not by a link kept across a line of output.
-static PETHREAD ConThreadAt(PEPROCESS Process, ULONG Place)
+// sought by its place, not by a link kept across a line of output, and what is
+// to be said of it is taken while it cannot go.
+static BOOLEAN ConThreadAt(PEPROCESS Process, ULONG Place, THREAD_ROW *Row)
 {
-    PETHREAD Found = NULL;
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    BOOLEAN Found = FALSE;
+    KIRQL Irql = KiAcquireDispatcherLock();
     for (PLIST_ENTRY Link = Process->ThreadListHead.Flink; Link != &Process->ThreadListHead;
          Link = Link->Flink) {
         if (Place-- == 0) {
-            Found = CONTAINING_RECORD(Link, ETHREAD, ThreadListEntry);
+            PETHREAD Thread = CONTAINING_RECORD(Link, ETHREAD, ThreadListEntry);
+            Row->Thread = Thread;
+            Row->Id = (ULONG64)Thread->Cid.UniqueThread;
+            Row->State = Thread->Tcb.State;
+            RtlStringCopy(Row->Name, sizeof Row->Name, Thread->Name);
+            Found = TRUE;
             break;
         }
     }
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
     return Found;
 }
 
@@ -30,12 +44,11 @@ void ConThreads(CONSOLE_COMMAND *Command)
         ConPrint("  process=%llu name=%s address=0x%llx cr3=0x%llx peb=0x%llx",
                  (ULONG64)Process->UniqueProcessId, Process->ImageFileName, (ULONG64)Process,
                  Process->Pcb.DirectoryTableBase, (ULONG64)Process->Peb);
-        PETHREAD Thread;
-        for (ULONG Place = 0; (Thread = ConThreadAt(Process, Place)); Place++)
-            ConPrint("  thread=%llu process=%llu name=%s address=0x%llx state=%s",
-                     (ULONG64)Thread->Cid.UniqueThread, (ULONG64)Process->UniqueProcessId,
-                     Thread->Name, (ULONG64)Thread,
-                     States[Thread->Tcb.State % ARRAY_COUNT(States)]);
+        THREAD_ROW Row;
+        for (ULONG Place = 0; ConThreadAt(Process, Place, &Row); Place++)
+            ConPrint("  thread=%llu process=%llu name=%s address=0x%llx state=%s", Row.Id,
+                     (ULONG64)Process->UniqueProcessId, Row.Name, (ULONG64)Row.Thread,
+                     States[Row.State % ARRAY_COUNT(States)]);
     }
     ConAnswer(&Command->Tag, "ok");
 }

@@ -38,9 +38,9 @@ BOOLEAN ConQueueWork(WORK_ROLE Role, WORK_KIND Kind, const CONSOLE_TAG *Tag, ULO
         Item->Arguments[0] = A;
         Item->Arguments[1] = B;
         Item->Arguments[2] = C;
-        ULONG64 Flags = KiAcquireDispatcherLock();
+        KIRQL Irql = KiAcquireDispatcherLock();
         InsertTailList(&ConQueues[Role], &Item->Link);
-        KiReleaseDispatcherLock(Flags);
+        KiReleaseDispatcherLock(Irql);
         KeReleaseSemaphore(&ConQueued[Role], 0, 1, FALSE);
         return TRUE;
     }
@@ -50,9 +50,9 @@ BOOLEAN ConQueueWork(WORK_ROLE Role, WORK_KIND Kind, const CONSOLE_TAG *Tag, ULO
 static WORK_ITEM *ConTakeWork(WORK_ROLE Role)
 {
     KeWaitForSingleObject(&ConQueued[Role], 0, KernelMode, FALSE, NULL);
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     WORK_ITEM *Item = CONTAINING_RECORD(RemoveHeadList(&ConQueues[Role]), WORK_ITEM, Link);
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
     return Item;
 }
 
@@ -110,13 +110,10 @@ void ConInitializeWork(void)
 
 void ConSetBusy(BOOLEAN Busy)
 {
-    if (Busy) {
+    if (Busy)
         KeSetEvent(&ConBusyEvent, 0, FALSE);
-    } else {
-        ULONG64 Flags = KiAcquireDispatcherLock();
-        ConBusyEvent.Header.SignalState = 0;
-        KiReleaseDispatcherLock(Flags);
-    }
+    else
+        KeResetEvent(&ConBusyEvent);
 }
 
 // From ring 3: hands back the result of the last command, waits for the next.

@@ -1,6 +1,6 @@
-// What of ACPI it takes to tell the time and to turn the machine off: RSDP,
-// FADT, and the values of \_S5_ in the DSDT (ACPI 6.4, sections 5.2.5, 5.2.9,
-// 7.4.2).
+// What of ACPI it takes to tell the time, to find the processors and to put the
+// machine to sleep or off: RSDP, FADT, FACS, MADT, and the values of \_S0_ to \_S5_
+// in the DSDT (ACPI 6.4, sections 5.2.5, 5.2.9, 5.2.10, 5.2.12, 7.4.2).
 
 #include "../include/hal.h"
 #include "../include/mm.h"
@@ -50,14 +50,14 @@ static const UCHAR *HalpFindRsdp(void)
     return NULL;
 }
 
-static const UCHAR *HalpFindFadt(void)
+static const UCHAR *HalpFindTable(const CHAR *Signature)
 {
     const UCHAR *Rsdp = HalpFindRsdp();
     const UCHAR *Rsdt = Rsdp ? HalpTable(*(const ULONG *)(Rsdp + 16), "RSDT") : NULL;
     if (!Rsdt)
         return NULL;
     for (ULONG At = sizeof(ACPI_HEADER); At + 4 <= *(const ULONG *)(Rsdt + 4); At += 4) {
-        const UCHAR *Table = HalpTable(*(const ULONG *)(Rsdt + At), "FACP");
+        const UCHAR *Table = HalpTable(*(const ULONG *)(Rsdt + At), Signature);
         if (Table)
             return Table;
     }
@@ -76,30 +76,57 @@ static const UCHAR *HalpElement(const UCHAR *At, UCHAR *Value)
     return At + 1;
 }
 
-// Name (_S5_, Package {SLP_TYPa, SLP_TYPb, …}): 08 '_S5_' 12 length count …
-static void HalpFindS5(const UCHAR *Dsdt)
+// Name (_S3_, Package {SLP_TYPa, SLP_TYPb, …}): 08 '_S3_' 12 length count …
+static INIT_CODE void HalpFindSleepTypes(const UCHAR *Dsdt)
 {
     ULONG Length = *(const ULONG *)(Dsdt + 4);
     for (ULONG At = sizeof(ACPI_HEADER); At + 12 < Length; At++) {
-        if (memcmp(Dsdt + At, "_S5_", 4) || Dsdt[At + 4] != 0x12)
+        const UCHAR *Name = Dsdt + At;
+        if (Name[0] != '_' || Name[1] != 'S' || Name[2] < '0' || Name[2] > '5' || Name[3] != '_' ||
+            Name[4] != 0x12)
             continue;
-        const UCHAR *Element = Dsdt + At + 5;
+        HAL_SLEEP_TYPE *Type = &HalpAcpi.Sleep[Name[2] - '0'];
+        const UCHAR *Element = Name + 5;
         Element += (*Element >> 6) + 1 + 1; // the package's length; its count
-        Element = HalpElement(Element, &HalpAcpi.SleepTypeS5a);
-        HalpElement(Element, &HalpAcpi.SleepTypeS5b);
-        HalpAcpi.HaveS5 = TRUE;
+        Element = HalpElement(Element, &Type->A);
+        HalpElement(Element, &Type->B);
+        Type->Known = TRUE;
+    }
+}
+
+// The FACS has no checksum; it lies where the tables do.
+static INIT_CODE PUCHAR HalpFindFacs(ULONG64 Physical)
+{
+    if (!Physical || Physical + 64 > MiBootBlock->directMapSize)
+        return NULL;
+    PUCHAR Facs = MmPhysicalToVirtual(Physical);
+    return memcmp(Facs, "FACS", 4) ? NULL : Facs;
+}
+
+// The local APICs that the MADT says are enabled (type 0, flag bit 0).
+static INIT_CODE void HalpFindProcessors(const UCHAR *Madt)
+{
+    if (!Madt)
         return;
+    ULONG Length = *(const ULONG *)(Madt + 4);
+    for (ULONG At = 44; At + 2 <= Length && Madt[At + 1] >= 2; At += Madt[At + 1]) {
+        if (Madt[At] == 0 && At + 8 <= Length && (Madt[At + 4] & 1) &&
+            HalpAcpi.ProcessorCount < HAL_PROCESSORS_MAXIMUM)
+            HalpAcpi.ApicIds[HalpAcpi.ProcessorCount++] = Madt[At + 3];
     }
 }
 
 INIT_CODE void HalpInitializeAcpi(void)
 {
-    const UCHAR *Fadt = HalpFindFadt();
+    HalpFindProcessors(HalpFindTable("APIC"));
+    const UCHAR *Fadt = HalpFindTable("FACP");
     if (!Fadt)
         return;
     ULONG Length = *(const ULONG *)(Fadt + 4);
     HalpAcpi.SmiCommand = (USHORT) * (const ULONG *)(Fadt + 48);
     HalpAcpi.AcpiEnable = Fadt[52];
+    HalpAcpi.Facs = HalpFindFacs(*(const ULONG *)(Fadt + 36));
+    HalpAcpi.Pm1aEvent = (USHORT) * (const ULONG *)(Fadt + 56);
     HalpAcpi.Pm1aControl = (USHORT) * (const ULONG *)(Fadt + 64);
     HalpAcpi.Pm1bControl = (USHORT) * (const ULONG *)(Fadt + 68);
     HalpAcpi.PmTimer = (USHORT) * (const ULONG *)(Fadt + 76);
@@ -111,5 +138,5 @@ INIT_CODE void HalpInitializeAcpi(void)
     }
     const UCHAR *Dsdt = HalpTable(*(const ULONG *)(Fadt + 40), "DSDT");
     if (Dsdt)
-        HalpFindS5(Dsdt);
+        HalpFindSleepTypes(Dsdt);
 }

@@ -9,7 +9,8 @@
 
 static UCHAR HalpMask[2] = {0xFB, 0xFF}; // all but the cascade
 
-INIT_CODE void HalpInitializePic(void)
+// At boot, and whenever the machine was reset under us: the masks stay ours.
+void HalpInitializePic(void)
 {
     WRITE_PORT_UCHAR(MASTER, 0x11); // ICW1: edge triggered, cascade, ICW4
     WRITE_PORT_UCHAR(SLAVE, 0x11);

@@ -2,6 +2,7 @@
 // bytes by polling, never waiting for ever.
 
 #include "../include/hal.h"
+#include "../include/mp.h"
 
 #define RING_SIZE 1024
 
@@ -10,10 +11,9 @@ static UCHAR HalpRing[RING_SIZE];
 static volatile ULONG HalpHead, HalpTail; // written by the interrupt; by the reader
 KEVENT HalSerialReady;
 
-INIT_CODE void HalpInitializeSerial(USHORT Port)
+void HalpResetSerial(void)
 {
-    HalpPort = Port;
-    KeInitializeEvent(&HalSerialReady, SynchronizationEvent, FALSE);
+    USHORT Port = HalpPort;
     WRITE_PORT_UCHAR(Port + 1, 0);    // no interrupts
     WRITE_PORT_UCHAR(Port + 3, 0x80); // divisor latch
     WRITE_PORT_UCHAR(Port + 0, 1);    // 115200 baud
@@ -22,6 +22,19 @@ INIT_CODE void HalpInitializeSerial(USHORT Port)
     WRITE_PORT_UCHAR(Port + 2, 0x07); // FIFO on and empty, interrupt at 1 byte
     WRITE_PORT_UCHAR(Port + 4, 0x0B); // DTR, RTS, OUT2: the interrupt's gate
     WRITE_PORT_UCHAR(Port + 1, 1);    // received data
+}
+
+INIT_CODE void HalpInitializeSerial(USHORT Port)
+{
+    HalpPort = Port;
+    KeInitializeEvent(&HalSerialReady, SynchronizationEvent, FALSE);
+    HalpResetSerial();
+}
+
+void HalpDrainSerial(void)
+{
+    for (ULONG Patience = 0; Patience < 2000000 && !(READ_PORT_UCHAR(HalpPort + 5) & 0x40); Patience++)
+        __builtin_ia32_pause();
 }
 
 void HalpSerialInterrupt(void)
@@ -35,7 +48,7 @@ void HalpSerialInterrupt(void)
             HalpHead++;
         }
     }
-    KeSetEvent(&HalSerialReady, 0, FALSE);
+    KiRequestDispatch(KeGetCurrentPrcb(), KI_DPC_SERIAL); // sets HalSerialReady
 }
 
 LONG HalSerialRead(void)

@@ -26,6 +26,7 @@ void ConAnswer(const CONSOLE_TAG *Tag, const CHAR *Format, ...);  // "ok …", "
 
 // commands.c
 void ConDispatch(CONSOLE_COMMAND *Command);
+BOOLEAN ConSwitch(CONSOLE_COMMAND *Command, BOOLEAN *On); // FALSE: has been answered
 extern const CHAR *const ConVariant;
 
 // symbols.c, threads.c
@@ -35,6 +36,17 @@ void ConThreads(CONSOLE_COMMAND *Command);
 // codecheck.c
 void ConRecordCode(void);
 void ConCheckCode(CONSOLE_COMMAND *Command);
+
+// load.c
+typedef enum { LoadCalls, LoadPages, LoadThreads, LoadKinds } LOAD_KIND;
+void ConInitializeLoad(void);
+void ConLoad(CONSOLE_COMMAND *Command);
+extern volatile ULONG64 ConLoadPages, ConLoadThreads;
+
+// status.c
+void ConTime(CONSOLE_COMMAND *Command);
+void ConPool(CONSOLE_COMMAND *Command);
+void ConProcessors(CONSOLE_COMMAND *Command);
 
 // work.c: commands that another thread carries out.
 typedef enum { WorkKernel, WorkPrivileged, WorkUnprivileged, WorkBusy, WorkRoles } WORK_ROLE;

@@ -11,6 +11,7 @@
 #define APC_LEVEL 1
 #define DISPATCH_LEVEL 2
 #define CLOCK_LEVEL 13
+#define IPI_LEVEL 14
 #define HIGH_LEVEL 15
 
 typedef enum { KernelMode, UserMode } MODE;
@@ -156,8 +157,10 @@ typedef struct {
     ULONG Number;                      // 0x024
     ULONG64 RspBase;                   // 0x028
     ULONG64 PrcbLock;                  // 0x030
-    volatile UCHAR QuantumEnd;         // ours: 0x038
-    UCHAR Reserved039[0x700 - 0x039];
+    volatile UCHAR QuantumEnd;         // ours, from 0x038 on: it shall look for another thread
+    UCHAR ApicId;
+    volatile ULONG DpcRequests;        // KI_DPC_…
+    UCHAR Reserved040[0x700 - 0x040];
 } KPRCB, *PKPRCB;
 FIELD_AT(KPRCB, CurrentThread, KPRCB_CurrentThread);
 FIELD_AT(KPRCB, IdleThread, KPRCB_IdleThread);
@@ -222,8 +225,9 @@ FORCEINLINE KIRQL KeGetCurrentIrql(void)
     return (KIRQL)Level;
 }
 
-// IRQL is CR8, as on Windows x64. Interrupts of the 8259 are not held back by
-// it; their handlers look at it instead before they switch threads.
+// IRQL is CR8, as on Windows x64: an interrupt's level is the upper half of its
+// vector. Those of the 8259, which the local APIC passes on, are not held back
+// by it; they come at any level, and touch nothing that a lock guards.
 FORCEINLINE void KiWriteCr8(ULONG64 Level)
 {
     __asm__ volatile("movq %0, %%cr8" : : "r"(Level) : "memory");
@@ -251,15 +255,21 @@ FORCEINLINE void KiWriteMsr(ULONG Register, ULONG64 Value)
     __asm__ volatile("wrmsr" : : "c"(Register), "a"((ULONG)Value), "d"((ULONG)(Value >> 32)) : "memory");
 }
 
+FORCEINLINE ULONG64 KiReadMsr(ULONG Register)
+{
+    ULONG Low, High;
+    __asm__ volatile("rdmsr" : "=a"(Low), "=d"(High) : "c"(Register));
+    return (ULONG64)High << 32 | Low;
+}
+
 FORCEINLINE void KeInvalidatePage(ULONG64 Address)
 {
     __asm__ volatile("invlpg (%0)" : : "r"(Address) : "memory");
 }
 
-// startup.S, init.c, processor.c
+// startup.S, init.c
 void KiSystemStartup(const BOOT_BLOCK *Block);
 NORETURN void KiInitializeKernel(const BOOT_BLOCK *Block);
-void KiInitializeBootProcessor(void);
 NORETURN void KiIdleLoop(void);
 
 // trap.S, trap.c
@@ -272,15 +282,24 @@ NORETURN void KiEnterUserMode(ULONG64 Rip, ULONG64 Rsp, ULONG64 Argument);
 void KeCompactServiceTable(void);
 extern volatile ULONG64 KeSystemCalls;
 
-// dispatcher.c, wait.c: the dispatcher lock is held from Acquire to Release,
-// with interrupts off; a thread switch happens inside.
-ULONG64 KiAcquireDispatcherLock(void);
-void KiReleaseDispatcherLock(ULONG64 Flags);
+// spinlock.c: held at DISPATCH_LEVEL, where nothing takes the processor away.
+typedef volatile ULONG_PTR KSPIN_LOCK, *PKSPIN_LOCK;
+KIRQL KeRaiseIrqlToDpcLevel(void);
+void KeLowerIrql(KIRQL Irql);
+KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock); // the level before
+void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL Irql);
+
+// dispatcher.c, wait.c: the dispatcher lock is held from Acquire to Release; a
+// thread switch happens inside.
+KIRQL KiAcquireDispatcherLock(void);
+void KiReleaseDispatcherLock(KIRQL Irql);
 void KiSwapThread(void);
 void KiReadyThread(PKTHREAD Thread, BOOLEAN First);
 void KiUnwaitThread(PKTHREAD Thread, LONG_PTR Status);
 void KiExpireTimers(ULONG64 Now);
-void KiCheckPreemption(PKTRAP_FRAME Frame);
+extern volatile ULONG64 KiEarliestTimer; // interrupt time; ~0: none
+void KiDispatchInterrupt(void);
+void KiCheckQuantum(void);
 void KiSwapContext(PKTHREAD From, PKTHREAD To);
 void KiThreadStartup(void);
 void KiThreadEntry(void (*Start)(PVOID), PVOID Context);
@@ -289,6 +308,7 @@ void KeYieldProcessorThread(void);
 extern volatile ULONG64 KiContextSwitches;
 
 void KeInitializeEvent(PKEVENT Event, EVENT_TYPE Type, BOOLEAN State);
+LONG KeResetEvent(PKEVENT Event);
 LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait);
 void KeInitializeSemaphore(PKSEMAPHORE Semaphore, LONG Count, LONG Limit);
 LONG KeReleaseSemaphore(PKSEMAPHORE Semaphore, LONG Increment, LONG Adjustment, BOOLEAN Wait);
@@ -300,13 +320,20 @@ NTSTATUS KiDelayExecutionThread(KPROCESSOR_MODE Mode, BOOLEAN Alertable, PLARGE_
 // clock.c
 void KeUpdateSystemTime(ULONG64 Elapsed);
 void KiInitializeSharedData(void);
+ULONG64 KiQueryWaitTime(void); // what waits are measured by
+void KeAdvanceAfterSleep(ULONG64 Slept);
 ULONG64 KeQueryInterruptTime(void);
 ULONG64 KeQueryUnbiasedInterruptTime(void);
 
 // bugcheck.c
 NORETURN void KeBugCheckEx(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4);
 NORETURN void KiBugCheckReport(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4);
+void KiFreezeIfBugCheck(void); // in the NMI that stops the others
 #define IRQL_NOT_LESS_OR_EQUAL 0x0A
+#define MEMORY_MANAGEMENT 0x1A
+#define INTERNAL_POWER_ERROR 0xA0
+#define BAD_POOL_CALLER 0xC2
+#define CRITICAL_STRUCTURE_CORRUPTION 0x109
 #define KMODE_EXCEPTION_NOT_HANDLED 0x1E
 #define PAGE_FAULT_IN_NONPAGED_AREA 0x50
 #define PHASE0_INITIALIZATION_FAILED 0x31

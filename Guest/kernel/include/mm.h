@@ -27,6 +27,7 @@
 #define MM_SYSTEM_PTES_BASE 0xFFFFA00000000000ull   // stacks, with guard pages
 #define MM_NONPAGED_POOL_BASE 0xFFFFB80000000000ull
 #define MM_NONPAGED_POOL_SIZE 0x4000000ull
+#define MM_LOCAL_APIC_VA 0xFFFFFFFFFFFE0000ull      // where Windows has it, too
 
 extern ULONG64 MmUserProbeAddress;      // first address that no user may pass
 extern const BOOT_BLOCK *MiBootBlock;
@@ -40,9 +41,11 @@ FORCEINLINE PVOID MmPhysicalToVirtual(ULONG64 Address)
 void MiInitializeFrames(const BOOT_BLOCK *Block);
 ULONG64 MmAllocateFrame(void); // zeroed; 0 when there is none
 void MmFreeFrame(ULONG64 Frame);
+ULONG64 MmFramesEnd(void); // no frame from there on was ever given out
 
 // map.c
 void MmMapPage(ULONG64 Root, ULONG64 Address, ULONG64 Entry);
+void MmUnmapPage(ULONG64 Root, ULONG64 Address); // on all processors
 ULONG64 *MmFindPte(ULONG64 Root, ULONG64 Address, BOOLEAN Create);
 ULONG64 MmGetPhysicalAddress(ULONG64 Root, ULONG64 Address); // ~0 when absent
 BOOLEAN MmIsUserRangeValid(ULONG64 Root, ULONG64 Address, SIZE_T Size, BOOLEAN Write);
@@ -51,16 +54,52 @@ ULONG64 MiSystemRoot(void);
 // spaces.c
 void MiInitializeSpaces(const BOOT_BLOCK *Block);
 ULONG64 MmCreateAddressSpace(void);
+PVOID MmAllocateSystemPages(SIZE_T Size); // between guard pages; NULL: none
+ULONG64 MmReserveSystemPages(SIZE_T Size); // addresses only
 PVOID MmCreateKernelStack(void);
+void MmDeleteKernelStack(PVOID StackLimit);
+ULONG64 MmCreateLowRoot(void); // the kernel's half and the first 2 MiB, executable
 void MmAllocateUserPages(ULONG64 Root, ULONG64 Address, SIZE_T Size, ULONG64 Rights);
 void MmCopyToSpace(ULONG64 Root, ULONG64 Address, const void *From, SIZE_T Size);
 
 // discard.c
 void MiFreeInitializationCode(void);
 
+// paging.c
+typedef enum {
+    MmTrimToTransition,
+    MmTrimToPrototype,  // which is in transition
+    MmTrimToSharedPage, // a prototype which is valid
+} MM_TRIM_KIND;
+void MiInitializePaging(void);
+ULONG MmTrimPageableCode(MM_TRIM_KIND Kind); // how many pages
+BOOLEAN MmAccessFault(ULONG64 Address);
+extern volatile ULONG64 MmPagesIn; // brought in so far
+
+// image.c: memory to disk.
+NTSTATUS MmPrepareImage(void);
+BOOLEAN MmDiscardImage(void);
+void MmCloseImageWindow(void);
+
+// poolmove.c
+NTSTATUS MmPreparePoolMove(void);
+void MmTakePoolAway(void);
+void MmReturnPool(void);
+void MmFinishPoolMove(void);
+
 // pool.c
 typedef enum { NonPagedPool, PagedPool, NonPagedPoolNx = 512 } POOL_TYPE;
 void MiInitializePool(void);
+#define MM_POOL_TAGS 32
+typedef struct {
+    ULONG Tag;
+    ULONG64 Blocks, Bytes; // in use; of whole blocks
+} MM_POOL_TAG;
+typedef struct {
+    ULONG64 Blocks, Bytes, Allocations, Mapped;
+    MM_POOL_TAG Tags[MM_POOL_TAGS];
+} MM_POOL_STATISTICS;
+void MmQueryPool(MM_POOL_STATISTICS *Statistics);
 PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag);
 void ExFreePoolWithTag(PVOID Block, ULONG Tag);
 

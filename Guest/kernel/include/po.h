@@ -47,6 +47,11 @@ void PopSlowDown(ULONG Milliseconds);
 void PopRefuse(BOOLEAN Refuse, NTSTATUS Status);
 NTSTATUS PopQueryDrivers(POWER_ACTION Action, SYSTEM_POWER_STATE State);
 
+// suspension.c
+typedef enum { PopKindSleep, PopKindHibernate, PopKindHybrid } POP_KIND;
+NTSTATUS PopSuspend(POP_KIND Kind, POWER_ACTION Action, SYSTEM_POWER_STATE State);
+void PopFirstAfterWake(void);
+
 // transition.c
 NTSTATUS PopPerformTransition(POWER_ACTION Action, SYSTEM_POWER_STATE State);
 

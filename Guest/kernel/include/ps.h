@@ -84,6 +84,11 @@ PETHREAD PspCreateThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTINE St
 void PspAdoptIdleThread(PETHREAD Thread, PVOID StackLimit, PVOID StackBase);
 PETHREAD PspCreateUserThread(PEPROCESS Process, ULONG Role);
 NORETURN void PspExitThread(void);
+void PspReapThreads(void); // gives back what ended ones leave
+NTSTATUS PsCreateSystemThread(HANDLE *ThreadHandle, ULONG DesiredAccess, PVOID ObjectAttributes,
+                              HANDLE ProcessHandle, CLIENT_ID *ClientId,
+                              PKSTART_ROUTINE StartRoutine, PVOID StartContext);
+NTSTATUS PsTerminateSystemThread(NTSTATUS ExitStatus);
 
 // program.c: a process from the bundled program's image.
 typedef struct {

@@ -1,16 +1,36 @@
 // The end: say what happened and stop.
 
 #include "../include/hal.h"
+#include "../include/mp.h"
 #include "../include/rtl.h"
+
+static volatile LONG KiBugCheckActive;
+
+void KiFreezeIfBugCheck(void)
+{
+    while (__atomic_load_n(&KiBugCheckActive, __ATOMIC_SEQ_CST))
+        __asm__ volatile("cli; hlt");
+}
+
+// An NMI reaches a processor whatever it is doing.
+static void KiFreezeOthers(void)
+{
+    PKPRCB Self = KeGetCurrentPrcb();
+    for (ULONG i = 0; i < (ULONG)KeNumberProcessors && KeNumberProcessors > 1; i++) {
+        PKPRCB Prcb = &KiProcessors[i]->Pcr.Prcb;
+        if (Prcb != Self)
+            HalpSendNmi(Prcb->ApicId);
+    }
+}
 
 void KiBugCheckReport(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4)
 {
-    static volatile LONG Reported;
     CHAR Line[192];
 
     KiDisableInterrupts();
-    // A fault in here must not begin anew.
-    if (!__atomic_exchange_n(&Reported, 1, __ATOMIC_SEQ_CST)) {
+    // A fault in here, or another processor's, must not begin anew.
+    if (!__atomic_exchange_n(&KiBugCheckActive, 1, __ATOMIC_SEQ_CST)) {
+        KiFreezeOthers();
         SIZE_T Length = RtlFormat(Line, sizeof Line,
                                   "\n*** STOP: 0x%08x (0x%016llx,0x%016llx,0x%016llx,0x%016llx)\n"
                                   "bugcheck 0x%08x\n",

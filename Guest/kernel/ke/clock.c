@@ -2,6 +2,7 @@
 
 #include "../include/hal.h"
 #include "../include/mm.h"
+#include "../include/mp.h"
 #include "../include/shareddata.h"
 
 // One writer (the clock interrupt), any number of readers, no lock: see
@@ -29,7 +30,43 @@ void KeUpdateSystemTime(ULONG64 Elapsed)
     KiWriteSystemTime(&Data->InterruptTime, Now);
     KiWriteSystemTime(&Data->SystemTime, KiReadSystemTime(&Data->SystemTime) + Elapsed);
     KiWriteSystemTime(&Data->TickCount, Now / HAL_CLOCK_INCREMENT);
-    KiExpireTimers(Now);
+    if (Now - Data->InterruptTimeBias >= KiEarliestTimer)
+        KiRequestDispatch(KeGetCurrentPrcb(), KI_DPC_TIMERS);
+}
+
+// Interrupt time less its bias, both of one moment.
+ULONG64 KiQueryWaitTime(void)
+{
+    const volatile ULONG64 *Bias = &SharedUserData->InterruptTimeBias;
+    ULONG64 Before, Now;
+    do {
+        Before = *Bias;
+        Now = KeQueryInterruptTime();
+    } while (*Bias != Before);
+    return Now - Before;
+}
+
+static ULONG_PTR KiAdvance(ULONG_PTR Slept)
+{
+    KUSER_SHARED_DATA *Data = SharedUserData;
+    // The boot processor, whose tick is the writer at other times, does it.
+    if (KeGetCurrentPrcb()->Number == 0) {
+        ULONG64 Flags = KiReadFlags();
+        KiDisableInterrupts();
+        Data->InterruptTimeBias += Slept;
+        KiWriteSystemTime(&Data->InterruptTime, KiReadSystemTime(&Data->InterruptTime) + Slept);
+        KiWriteSystemTime(&Data->SystemTime, KiReadSystemTime(&Data->SystemTime) + Slept);
+        if (Flags & 0x200)
+            KiEnableInterrupts();
+    }
+    return 0;
+}
+
+// Interrupt time takes in the sleep, and its bias says how much of it that is:
+// relative waits, which count without it, go on as if there had been none.
+void KeAdvanceAfterSleep(ULONG64 Slept)
+{
+    KeIpiGenericCall(KiAdvance, Slept);
 }
 
 INIT_CODE void KiInitializeSharedData(void)

@@ -1,41 +1,55 @@
-// Which thread runs: one ready list, round robin, preemptive. One lock guards
-// all of it and is held across the switch; the thread switched to releases it.
+// Which thread runs: one ready list for all processors, round robin, preemptive.
+// One lock guards all of it and is held across the switch; the thread switched
+// to releases it. A thread on the list is therefore never one that some processor
+// still stands on.
 
-#include "../include/ke.h"
+#include "../include/hal.h"
+#include "../include/mp.h"
 #include "../include/shareddata.h"
 
 #define QUANTUM_TICKS 4
 
 static LIST_ENTRY KiReadyList = {&KiReadyList, &KiReadyList};
-static volatile LONG KiDispatcherLock;
+static KSPIN_LOCK KiDispatcherLock;
 volatile ULONG64 KiContextSwitches;
 
-ULONG64 KiAcquireDispatcherLock(void)
+KIRQL KiAcquireDispatcherLock(void)
 {
-    ULONG64 Flags = KiReadFlags();
-    KiDisableInterrupts();
-    while (__atomic_exchange_n(&KiDispatcherLock, 1, __ATOMIC_ACQUIRE))
-        __builtin_ia32_pause();
-    return Flags;
+    return KeAcquireSpinLockRaiseToDpc(&KiDispatcherLock);
 }
 
-void KiReleaseDispatcherLock(ULONG64 Flags)
+void KiReleaseDispatcherLock(KIRQL Irql)
 {
-    __atomic_store_n(&KiDispatcherLock, 0, __ATOMIC_RELEASE);
-    if (Flags & 0x200)
-        KiEnableInterrupts();
+    KeReleaseSpinLock(&KiDispatcherLock, Irql);
+}
+
+// Has a processor look at the ready list: an idle one if there is one that was
+// not yet told, else this one, if it shall be interrupted for it.
+static void KiOfferThread(BOOLEAN Preempt)
+{
+    PKPRCB Target = Preempt ? KeGetCurrentPrcb() : NULL;
+    for (ULONG i = 0; i < (ULONG)KeNumberProcessors; i++) {
+        PKPRCB Prcb = &KiProcessors[i]->Pcr.Prcb;
+        if (Prcb->CurrentThread == Prcb->IdleThread && !Prcb->QuantumEnd) {
+            Target = Prcb;
+            break;
+        }
+    }
+    if (!Target)
+        return;
+    Target->QuantumEnd = TRUE;
+    KiRequestDispatch(Target, 0);
 }
 
 // `First`: a thread that has waited goes before those that computed.
 void KiReadyThread(PKTHREAD Thread, BOOLEAN First)
 {
     Thread->State = Ready;
-    if (First) {
+    if (First)
         InsertHeadList(&KiReadyList, &Thread->WaitListEntry);
-        KeGetCurrentPrcb()->QuantumEnd = TRUE;
-    } else {
+    else
         InsertTailList(&KiReadyList, &Thread->WaitListEntry);
-    }
+    KiOfferThread(First);
 }
 
 // What the processor holds for a thread beside its registers.
@@ -71,49 +85,66 @@ void KiSwapThread(void)
     if (To == From)
         return;
     KiContextSwitches++;
+    // No interrupt while the processor is between two threads. This thread may
+    // come back on another processor.
+    KiDisableInterrupts();
     KiSwitchState(To);
     KiSwapContext(From, To);
+    KiEnableInterrupts();
 }
 
-// At the end of every interrupt. A thread at DISPATCH_LEVEL or above is not
-// preempted: its quantum's end is remembered until the next tick.
-void KiCheckPreemption(PKTRAP_FRAME Frame)
+// At every tick of this processor's timer.
+void KiCheckQuantum(void)
 {
     PKPRCB Prcb = KeGetCurrentPrcb();
     PKTHREAD Current = Prcb->CurrentThread;
 
-    if (SharedUserData->TickCount.LowPart >= Current->QuantumTarget)
-        Prcb->QuantumEnd = TRUE;
-    if (Frame->PreviousIrql >= DISPATCH_LEVEL || !Prcb->QuantumEnd)
+    // A look without the lock: a thread that it misses is seen at the next tick.
+    if (IsListEmpty(&KiReadyList))
         return;
-    ULONG64 Flags = KiAcquireDispatcherLock();
-    if (!IsListEmpty(&KiReadyList)) {
-        if (Current != Prcb->IdleThread)
-            KiReadyThread(Current, FALSE);
-        KiSwapThread();
+    if (Current == Prcb->IdleThread || SharedUserData->TickCount.LowPart >= Current->QuantumTarget) {
+        Prcb->QuantumEnd = TRUE;
+        KiRequestDispatch(Prcb, 0);
     }
-    KiReleaseDispatcherLock(Flags);
+}
+
+// Vector 2Fh: what interrupts left to do, and another thread where one is due.
+// At DISPATCH_LEVEL, interrupts on.
+void KiDispatchInterrupt(void)
+{
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    ULONG Requests = __atomic_exchange_n(&Prcb->DpcRequests, 0, __ATOMIC_SEQ_CST);
+
+    if (Requests & KI_DPC_TIMERS)
+        KiExpireTimers(KiQueryWaitTime());
+    if (Requests & KI_DPC_SERIAL)
+        KeSetEvent(&HalSerialReady, 0, FALSE);
+
+    KIRQL Irql = KiAcquireDispatcherLock();
+    if (Prcb->QuantumEnd) {
+        Prcb->QuantumEnd = FALSE;
+        if (!IsListEmpty(&KiReadyList)) {
+            if (Prcb->CurrentThread != Prcb->IdleThread)
+                KiReadyThread(Prcb->CurrentThread, FALSE);
+            KiSwapThread();
+        }
+    }
+    KiReleaseDispatcherLock(Irql);
 }
 
 void KeYieldProcessorThread(void)
 {
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     if (!IsListEmpty(&KiReadyList)) {
         KiReadyThread(KiCurrentThread(), FALSE);
         KiSwapThread();
     }
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
 }
 
+// Whatever there is to do comes with an interrupt.
 void KiIdleLoop(void)
 {
-    for (;;) {
-        ULONG64 Flags = KiAcquireDispatcherLock();
-        if (!IsListEmpty(&KiReadyList))
-            KiSwapThread();
-        KiReleaseDispatcherLock(Flags & ~0x200ull);
-        // STI holds interrupts back for one more instruction: none is lost
-        // between the look at the list and the halt.
-        __asm__ volatile("sti; hlt; cli" : : : "memory");
-    }
+    for (;;)
+        __asm__ volatile("sti; hlt" : : : "memory");
 }

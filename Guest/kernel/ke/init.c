@@ -2,8 +2,10 @@
 // devices, console; then idle.
 
 #include "../include/console.h"
+#include "../include/guard.h"
 #include "../include/hal.h"
 #include "../include/mm.h"
+#include "../include/mp.h"
 #include "../include/po.h"
 #include "../include/ps.h"
 #include "../include/rtl.h"
@@ -37,6 +39,11 @@ static void KiPhase1Initialization(PVOID Context)
     PopRegisterDrivers();
     MiFreeInitializationCode();
     ConRecordCode();
+    ConInitializeLoad();
+    KiGuardStart();
+    // From here on pageable code is where Windows has it before it is called.
+    MiInitializePaging();
+    MmTrimPageableCode(MmTrimToTransition);
     ConStart();
     PspExitThread();
 }
@@ -61,7 +68,12 @@ INIT_CODE void KiInitializeKernel(const BOOT_BLOCK *Block)
 
     HalpInitializePic();
     HalpInitializeAcpi();
+    HalpMapLocalApic();
+    HalpInitializeLocalApic(TRUE);
+    HalpCalibrateTimer();
+    KiStartOtherProcessors();
     HalpInitializeClock();
+    HalpStartTimer();
     PspCreateThread(PsInitialSystemProcess, "phase1", KiPhase1Initialization, NULL);
     KiIdleLoop();
 }

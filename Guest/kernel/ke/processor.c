@@ -1,35 +1,18 @@
 // One processor: descriptor tables, stacks for what may strike anywhere,
-// model-specific registers. Everything hangs from its KPCR.
+// model-specific registers. Everything hangs from its KPCR. Not of INIT: a
+// processor that comes back from sleep goes through here again.
 
-#include "../include/ke.h"
+#include "../include/mp.h"
 #include "../include/rtl.h"
 
-#define IST_STACK_SIZE 0x2000
-#define GDT_ENTRIES 12
-
-// What each processor has of its own. The boot processor's is in the image, as
-// Windows keeps its KiInitialPCR there.
-typedef struct {
-    __attribute__((aligned(4096))) KPCR Pcr;
-    __attribute__((aligned(4096))) KIDTENTRY64 Idt[256];
-    __attribute__((aligned(16))) ULONG64 Gdt[GDT_ENTRIES];
-    __attribute__((aligned(16))) KTSS64 Tss;
-    __attribute__((aligned(16))) UCHAR IstStacks[3][IST_STACK_SIZE];
-} KI_PROCESSOR;
-
 static KI_PROCESSOR KiInitialProcessor;
-
-typedef struct {
-    USHORT Limit;
-    ULONG64 Base;
-} __attribute__((packed)) KDESCRIPTOR;
 
 // Interrupt-stack-table slots, as Windows numbers them.
 #define IST_DOUBLE_FAULT 1
 #define IST_MACHINE_CHECK 2
 #define IST_NMI 3
 
-static INIT_CODE void KiInitializeGdt(ULONG64 *Gdt, KTSS64 *Tss)
+static void KiInitializeGdt(ULONG64 *Gdt, KTSS64 *Tss)
 {
     ULONG64 Base = (ULONG64)Tss;
 
@@ -65,7 +48,7 @@ static INIT_CODE void KiInitializeGdt(ULONG64 *Gdt, KTSS64 *Tss)
           "i"(KGDT64_SYS_TSS) : "rax", "memory");
 }
 
-static INIT_CODE void KiInitializeIdt(KIDTENTRY64 *Idt)
+static void KiInitializeIdt(KIDTENTRY64 *Idt)
 {
     for (ULONG Vector = 0; Vector < 256; Vector++) {
         ULONG64 Handler = (ULONG64)KiVectorStubs + Vector * 16;
@@ -90,18 +73,19 @@ typedef struct {
     ULONG Eax, Ebx, Ecx, Edx;
 } KI_CPUID;
 
-static INIT_CODE KI_CPUID KiCpuid(ULONG Leaf)
+static KI_CPUID KiCpuid(ULONG Leaf)
 {
     KI_CPUID Result = {Leaf, 0, 0, 0};
     __asm__ volatile("cpuid" : "+a"(Result.Eax), "=b"(Result.Ebx), "+c"(Result.Ecx), "=d"(Result.Edx));
     return Result;
 }
 
-static INIT_CODE void KiInitializeControlRegisters(void)
+static void KiInitializeControlRegisters(void)
 {
     ULONG64 Value;
 
-    // CR4: OSFXSR and OSXMMEXCPT for SSE, PGE. CR0: MP, NE, WP; no EM, no TS.
+    // CR4: OSFXSR and OSXMMEXCPT for SSE, PGE. CR0: MP, NE, WP; no EM,
+    // no TS, caches on.
     __asm__ volatile("movq %%cr4, %0" : "=r"(Value));
     Value |= 0x200 | 0x400 | 0x80;
     // SMEP, where CPUID.(7,0):EBX[7] has it: the kernel never runs user code.
@@ -109,12 +93,12 @@ static INIT_CODE void KiInitializeControlRegisters(void)
         Value |= 0x100000;
     __asm__ volatile("movq %0, %%cr4" : : "r"(Value));
     __asm__ volatile("movq %%cr0, %0" : "=r"(Value));
-    Value = (Value & ~0xCull) | 0x10022;
+    Value = (Value & ~0x6000000Cull) | 0x10022;
     __asm__ volatile("movq %0, %%cr0" : : "r"(Value));
     __asm__ volatile("fninit");
 }
 
-static INIT_CODE void KiStartProcessor(KI_PROCESSOR *Processor, ULONG Number)
+void KiInitializeProcessor(KI_PROCESSOR *Processor, ULONG Number)
 {
     PKPCR Pcr = &Processor->Pcr;
 
@@ -149,5 +133,6 @@ static INIT_CODE void KiStartProcessor(KI_PROCESSOR *Processor, ULONG Number)
 
 INIT_CODE void KiInitializeBootProcessor(void)
 {
-    KiStartProcessor(&KiInitialProcessor, 0);
+    KiProcessors[0] = &KiInitialProcessor;
+    KiInitializeProcessor(&KiInitialProcessor, 0);
 }

@@ -2,21 +2,60 @@
 
 #include "../include/console.h"
 #include "../include/hal.h"
+#include "../include/mm.h"
+#include "../include/mp.h"
 #include "../include/ps.h"
 
-static void KiInterrupt(PKTRAP_FRAME Frame, ULONG Line)
+static void KiDeviceInterrupt(ULONG Line)
 {
-    Frame->PreviousIrql = KeGetCurrentIrql();
-    KiWriteCr8(CLOCK_LEVEL);
     if (HalpBeginInterrupt(Line)) {
-        if (Line == HAL_CLOCK_LINE)
-            KeUpdateSystemTime(HalpElapsedTime());
-        else if (Line == HAL_SERIAL_LINE)
+        if (Line == HAL_SERIAL_LINE)
             HalpSerialInterrupt();
         HalpEndInterrupt(Line);
     }
+}
+
+static void KiClockInterrupt(void)
+{
+    if (KeGetCurrentPrcb()->Number == 0)
+        KeUpdateSystemTime(HalpElapsedTime());
+    KiCheckQuantum();
+}
+
+// At the level that the vector stands for; the 8259's come at any.
+static void KiInterrupt(PKTRAP_FRAME Frame, ULONG Vector)
+{
+    KIRQL Level = (KIRQL)(Vector >> 4);
+
+    Frame->PreviousIrql = KeGetCurrentIrql();
+    if (Level > Frame->PreviousIrql)
+        KiWriteCr8(Level);
+    switch (Vector) {
+    case DISPATCH_VECTOR:
+        // Ended before the processor may go to another thread.
+        HalpEndApicInterrupt();
+        KiEnableInterrupts();
+        KiDispatchInterrupt();
+        KiDisableInterrupts();
+        break;
+    case CLOCK_VECTOR:
+        KiClockInterrupt();
+        HalpEndApicInterrupt();
+        break;
+    case IPI_VECTOR:
+        KiIpiInterrupt();
+        HalpEndApicInterrupt();
+        break;
+    default:
+        KiDeviceInterrupt(Vector - HAL_VECTOR_BASE);
+    }
     KiWriteCr8(Frame->PreviousIrql);
-    KiCheckPreemption(Frame);
+}
+
+static BOOLEAN KiIsInterrupt(ULONG Vector)
+{
+    return (Vector >= HAL_VECTOR_BASE && Vector < HAL_VECTOR_BASE + 16) ||
+           Vector == DISPATCH_VECTOR || Vector == CLOCK_VECTOR || Vector == IPI_VECTOR;
 }
 
 // A program's own fault ends its thread; nothing else in the guest is harmed.
@@ -39,19 +78,31 @@ static BOOLEAN KiIsServiceCopyFault(PKTRAP_FRAME Frame, ULONG Vector)
            Frame->Rip < (ULONG64)KiSystemServiceCopyEnd;
 }
 
+// The kernel's own access to a page that is absent; in a pageable section it is
+// brought in. At DISPATCH_LEVEL or above nothing could be, wherever it lies.
+static void KiKernelPageFault(PKTRAP_FRAME Frame)
+{
+    KIRQL Irql = KeGetCurrentIrql();
+
+    if (Irql >= DISPATCH_LEVEL)
+        KeBugCheckEx(IRQL_NOT_LESS_OR_EQUAL, Frame->FaultAddress, Irql, Frame->ErrorCode >> 1 & 1,
+                     Frame->Rip);
+    // With interrupts off, too, it must not be: the code there counts on being alone.
+    if (Frame->EFlags & 0x200) {
+        KiEnableInterrupts();
+        if (!(Frame->ErrorCode & 1) && MmAccessFault(Frame->FaultAddress))
+            return;
+    }
+    KeBugCheckEx(PAGE_FAULT_IN_NONPAGED_AREA, Frame->FaultAddress, Frame->ErrorCode >> 1 & 1,
+                 Frame->Rip, 0);
+}
+
 static NORETURN void KiKernelException(PKTRAP_FRAME Frame, ULONG Vector)
 {
     switch (Vector) {
     case 2:
+        KiFreezeIfBugCheck();
         KeBugCheckEx(NMI_HARDWARE_FAILURE, 0, 0, Frame->Rip, 0);
-    case 14:
-        // No page of the kernel is absent but by mistake. At DISPATCH_LEVEL
-        // it could not even be brought in.
-        if (KeGetCurrentIrql() >= DISPATCH_LEVEL)
-            KeBugCheckEx(IRQL_NOT_LESS_OR_EQUAL, Frame->FaultAddress,
-                         KeGetCurrentIrql(), Frame->ErrorCode >> 1 & 1, Frame->Rip);
-        KeBugCheckEx(PAGE_FAULT_IN_NONPAGED_AREA, Frame->FaultAddress,
-                     Frame->ErrorCode >> 1 & 1, Frame->Rip, 0);
     case 3:
         // STATUS_BREAKPOINT with no debugger.
         KeBugCheckEx(KMODE_EXCEPTION_NOT_HANDLED, 0x80000003, Frame->Rip, 0, 0);
@@ -63,14 +114,16 @@ static NORETURN void KiKernelException(PKTRAP_FRAME Frame, ULONG Vector)
 
 void KiDispatchTrap(PKTRAP_FRAME Frame, ULONG Vector)
 {
-    if (Vector >= HAL_VECTOR_BASE && Vector < HAL_VECTOR_BASE + 16)
-        KiInterrupt(Frame, Vector - HAL_VECTOR_BASE);
+    if (KiIsInterrupt(Vector))
+        KiInterrupt(Frame, Vector);
     else if (Vector >= 32)
-        return; // unexpected interrupt: Windows counts it and goes on
+        return; // unexpected, or the APIC's spurious one, which is not to be ended
     else if (Frame->SegCs & 1 && Vector != 2 && Vector != 8 && Vector != 18)
         KiUserException(Frame, Vector);
     else if (KiIsServiceCopyFault(Frame, Vector))
         Frame->Rip = (ULONG64)KiSystemServiceCopyFault;
+    else if (Vector == 14)
+        KiKernelPageFault(Frame);
     else
         KiKernelException(Frame, Vector);
 }

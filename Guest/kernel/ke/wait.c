@@ -5,7 +5,7 @@
 
 static LIST_ENTRY KiTimerList = {&KiTimerList, &KiTimerList};
 
-#define IS_SEMAPHORE(object) ((object)->Type == 5)
+volatile ULONG64 KiEarliestTimer = ~0ull;
 
 static void KiInitializeHeader(DISPATCHER_HEADER *Header, UCHAR Type, LONG State)
 {
@@ -53,11 +53,20 @@ LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait)
 {
     (void)Increment;
     (void)Wait;
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     LONG Old = Event->Header.SignalState;
     Event->Header.SignalState = 1;
     KiTestWaiters(&Event->Header);
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
+    return Old;
+}
+
+LONG KeResetEvent(PKEVENT Event)
+{
+    KIRQL Irql = KiAcquireDispatcherLock();
+    LONG Old = Event->Header.SignalState;
+    Event->Header.SignalState = 0;
+    KiReleaseDispatcherLock(Irql);
     return Old;
 }
 
@@ -65,19 +74,19 @@ LONG KeReleaseSemaphore(PKSEMAPHORE Semaphore, LONG Increment, LONG Adjustment, 
 {
     (void)Increment;
     (void)Wait;
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     LONG Old = Semaphore->Header.SignalState;
     Semaphore->Header.SignalState += Adjustment;
     KiTestWaiters(&Semaphore->Header);
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
     return Old;
 }
 
-// The interrupt time at which a wait ends: relative when negative, absolute
+// The interrupt time, less its bias, at which a wait ends: relative when negative, absolute
 // system time when positive.
 static ULONG64 KiDueTime(LONGLONG Interval)
 {
-    ULONG64 Now = KeQueryInterruptTime();
+    ULONG64 Now = KiQueryWaitTime();
     if (Interval < 0)
         return Now + (ULONG64)-Interval;
     ULONG64 System = (ULONG64)(ULONG)SharedUserData->SystemTime.High1Time << 32 |
@@ -98,6 +107,8 @@ static NTSTATUS KiWait(DISPATCHER_HEADER *Object, PLARGE_INTEGER Timeout)
     if (Timeout) {
         Thread->DueTime = KiDueTime(Timeout->QuadPart);
         InsertTailList(&KiTimerList, &Thread->TimerListEntry);
+        if (Thread->DueTime < KiEarliestTimer)
+            KiEarliestTimer = Thread->DueTime;
     }
     KiSwapThread();
     return (NTSTATUS)Thread->WaitStatus;
@@ -112,7 +123,7 @@ NTSTATUS KeWaitForSingleObject(PVOID Object, ULONG Reason, KPROCESSOR_MODE Mode,
     (void)Mode;
     (void)Alertable;
 
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     if (Header->SignalState > 0) {
         if (Header->Type != NotificationEvent)
             Header->SignalState--;
@@ -121,7 +132,7 @@ NTSTATUS KeWaitForSingleObject(PVOID Object, ULONG Reason, KPROCESSOR_MODE Mode,
     } else {
         Status = KiWait(Header, Timeout);
     }
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
     return Status;
 }
 
@@ -136,21 +147,25 @@ NTSTATUS KiDelayExecutionThread(KPROCESSOR_MODE Mode, BOOLEAN Alertable, PLARGE_
         KeYieldProcessorThread();
         return STATUS_SUCCESS;
     }
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     KiWait(NULL, Interval);
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
     return STATUS_SUCCESS;
 }
 
-// At every tick: ends the waits whose time has come.
+// Ends the waits whose time has come. At DISPATCH_LEVEL.
 void KiExpireTimers(ULONG64 Now)
 {
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
+    ULONG64 Earliest = ~0ull;
     for (PLIST_ENTRY Entry = KiTimerList.Flink; Entry != &KiTimerList;) {
         PKTHREAD Thread = CONTAINING_RECORD(Entry, KTHREAD, TimerListEntry);
         Entry = Entry->Flink;
         if (Thread->DueTime <= Now)
             KiUnwaitThread(Thread, STATUS_TIMEOUT);
+        else if (Thread->DueTime < Earliest)
+            Earliest = Thread->DueTime;
     }
-    KiReleaseDispatcherLock(Flags);
+    KiEarliestTimer = Earliest;
+    KiReleaseDispatcherLock(Irql);
 }

@@ -2,6 +2,7 @@
 // their addresses are no longer mapped.
 
 #include "../include/mm.h"
+#include "../include/mp.h"
 #include "../../common/pe.h"
 
 void MiFreeInitializationCode(void)
@@ -10,6 +11,9 @@ void MiFreeInitializationCode(void)
     const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
     const PE_SECTION *Section = PeSections(Headers);
 
+    // A call that every processor answers: none is still on its way through the
+    // code of INIT to its idle loop, where interrupts are on at last.
+    KeFlushEntireTb();
     for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
         if (!(Section->characteristics & PE_SECTION_DISCARDABLE))
             continue;
@@ -18,7 +22,7 @@ void MiFreeInitializationCode(void)
             ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
             if (Pte)
                 *Pte = 0;
-            KeInvalidatePage(Address);
         }
     }
+    KeFlushEntireTb();
 }

@@ -7,6 +7,7 @@
 const BOOT_BLOCK *MiBootBlock;
 static ULONG64 MiNextFrame; // physical address
 static ULONG64 MiFreeFrames; // head of the list; 0: none
+static KSPIN_LOCK MiFrameLock;
 
 INIT_CODE void MiInitializeFrames(const BOOT_BLOCK *Block)
 {
@@ -30,9 +31,14 @@ static ULONG64 MiUsableFrame(ULONG64 Address)
     return Best;
 }
 
+ULONG64 MmFramesEnd(void)
+{
+    return MiNextFrame;
+}
+
 ULONG64 MmAllocateFrame(void)
 {
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiFrameLock);
     ULONG64 Frame = MiFreeFrames;
     if (Frame) {
         MiFreeFrames = *(ULONG64 *)MmPhysicalToVirtual(Frame);
@@ -41,7 +47,7 @@ ULONG64 MmAllocateFrame(void)
         if (Frame)
             MiNextFrame = Frame + PAGE_SIZE;
     }
-    KiReleaseDispatcherLock(Flags);
+    KeReleaseSpinLock(&MiFrameLock, Irql);
     if (Frame)
         RtlZeroMemory(MmPhysicalToVirtual(Frame), PAGE_SIZE);
     return Frame;
@@ -49,8 +55,8 @@ ULONG64 MmAllocateFrame(void)
 
 void MmFreeFrame(ULONG64 Frame)
 {
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiFrameLock);
     *(ULONG64 *)MmPhysicalToVirtual(Frame) = MiFreeFrames;
     MiFreeFrames = Frame;
-    KiReleaseDispatcherLock(Flags);
+    KeReleaseSpinLock(&MiFrameLock, Irql);
 }

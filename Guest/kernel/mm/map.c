@@ -1,13 +1,16 @@
 // Page tables, four levels, reached through the direct map.
 
 #include "../include/mm.h"
+#include "../include/mp.h"
 
 static ULONG64 *MiTable(ULONG64 Entry)
 {
     return MmPhysicalToVirtual(Entry & PTE_FRAME);
 }
 
-ULONG64 *MmFindPte(ULONG64 Root, ULONG64 Address, BOOLEAN Create)
+static KSPIN_LOCK MiTableLock; // who adds a table
+
+static ULONG64 *MiDescend(ULONG64 Root, ULONG64 Address, BOOLEAN Create)
 {
     ULONG64 *Table = MiTable(Root);
 
@@ -28,6 +31,19 @@ ULONG64 *MmFindPte(ULONG64 Root, ULONG64 Address, BOOLEAN Create)
     return &Table[Address >> 12 & 511];
 }
 
+ULONG64 *MmFindPte(ULONG64 Root, ULONG64 Address, BOOLEAN Create)
+{
+    // Tables are added and never taken away: a look needs no lock.
+    ULONG64 *Pte = MiDescend(Root, Address, FALSE);
+    if (Pte || !Create)
+        return Pte;
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiTableLock);
+    Pte = MiDescend(Root, Address, TRUE);
+    KeReleaseSpinLock(&MiTableLock, Irql);
+    return Pte;
+}
+
+// Of an address where nothing was: no processor can hold a translation of it.
 void MmMapPage(ULONG64 Root, ULONG64 Address, ULONG64 Entry)
 {
     ULONG64 *Pte = MmFindPte(Root, Address, TRUE);
@@ -35,6 +51,15 @@ void MmMapPage(ULONG64 Root, ULONG64 Address, ULONG64 Entry)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 1, Address, Entry, 0);
     *Pte = Entry;
     KeInvalidatePage(Address);
+}
+
+void MmUnmapPage(ULONG64 Root, ULONG64 Address)
+{
+    ULONG64 *Pte = MmFindPte(Root, Address, FALSE);
+    if (!Pte)
+        return;
+    *Pte = 0;
+    KeFlushSingleTb(Address);
 }
 
 ULONG64 MmGetPhysicalAddress(ULONG64 Root, ULONG64 Address)

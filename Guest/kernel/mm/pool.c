@@ -6,11 +6,14 @@
 #include "../include/rtl.h"
 
 typedef struct {
-    ULONG Class;
+    USHORT Class, State;
     ULONG Tag;
     PVOID Next; // while free
 } POOL_BLOCK;
 C_ASSERT(sizeof(POOL_BLOCK) == 16);
+
+#define BLOCK_IN_USE 0xA110
+#define BLOCK_FREE 0xF4EE
 
 #define SMALLEST_CLASS 5 // 32 bytes
 #define LARGEST_CLASS 20 // 1 MiB
@@ -18,7 +21,8 @@ C_ASSERT(sizeof(POOL_BLOCK) == 16);
 static POOL_BLOCK *MiFreeBlocks[LARGEST_CLASS + 1];
 static ULONG64 MiPoolNext = MM_NONPAGED_POOL_BASE;
 static ULONG64 MiPoolMapped = MM_NONPAGED_POOL_BASE;
-static volatile LONG MiPoolLock;
+static KSPIN_LOCK MiPoolLock;
+static MM_POOL_STATISTICS MiStatistics;
 
 INIT_CODE void MiInitializePool(void)
 {
@@ -26,22 +30,6 @@ INIT_CODE void MiInitializePool(void)
     // the lock held.
     for (ULONG64 At = 0; At < MM_NONPAGED_POOL_SIZE; At += 512 * PAGE_SIZE)
         MmFindPte(MiSystemRoot(), MM_NONPAGED_POOL_BASE + At, TRUE);
-}
-
-static ULONG64 MiLockPool(void)
-{
-    ULONG64 Flags = KiReadFlags();
-    KiDisableInterrupts();
-    while (__atomic_exchange_n(&MiPoolLock, 1, __ATOMIC_ACQUIRE))
-        __builtin_ia32_pause();
-    return Flags;
-}
-
-static void MiUnlockPool(ULONG64 Flags)
-{
-    __atomic_store_n(&MiPoolLock, 0, __ATOMIC_RELEASE);
-    if (Flags & 0x200)
-        KiEnableInterrupts();
 }
 
 static POOL_BLOCK *MiExtendPool(ULONG Class)
@@ -61,9 +49,33 @@ static POOL_BLOCK *MiExtendPool(ULONG Class)
     return Block;
 }
 
+// A row of the statistics. Tags beyond the table's end share the last row.
+static MM_POOL_TAG *MiTagRow(ULONG Tag)
+{
+    MM_POOL_TAG *Row = MiStatistics.Tags;
+    while (Row->Tag && Row->Tag != Tag && Row < &MiStatistics.Tags[MM_POOL_TAGS - 1])
+        Row++;
+    if (!Row->Tag)
+        Row->Tag = Tag;
+    return Row;
+}
+
+static void MiCount(const POOL_BLOCK *Block, LONGLONG Sign)
+{
+    LONGLONG Size = Sign * (1ll << Block->Class);
+    MM_POOL_TAG *Row = MiTagRow(Block->Tag);
+    Row->Blocks += (ULONG64)Sign;
+    Row->Bytes += (ULONG64)Size;
+    MiStatistics.Blocks += (ULONG64)Sign;
+    MiStatistics.Bytes += (ULONG64)Size;
+    if (Sign > 0)
+        MiStatistics.Allocations++;
+}
+
+// At DISPATCH_LEVEL or below. Every type is non-paged here.
 PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag)
 {
-    ULONG Class = SMALLEST_CLASS;
+    USHORT Class = SMALLEST_CLASS;
     (void)Type;
 
     while (Class <= LARGEST_CLASS && (1ull << Class) < Size + sizeof(POOL_BLOCK))
@@ -71,33 +83,48 @@ PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag)
     if (Class > LARGEST_CLASS)
         return NULL;
 
-    ULONG64 Flags = MiLockPool();
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPoolLock);
     POOL_BLOCK *Block = MiFreeBlocks[Class];
     if (Block)
         MiFreeBlocks[Class] = Block->Next;
     else
         Block = MiExtendPool(Class);
-    MiUnlockPool(Flags);
+    if (Block) {
+        Block->Class = Class;
+        Block->State = BLOCK_IN_USE;
+        Block->Tag = Tag;
+        MiCount(Block, 1);
+    }
+    KeReleaseSpinLock(&MiPoolLock, Irql);
     if (!Block)
         return NULL;
-    Block->Class = Class;
-    Block->Tag = Tag;
     RtlZeroMemory(Block + 1, (1ull << Class) - sizeof *Block);
     return Block + 1;
 }
 
+// BAD_POOL_CALLER, for a tag that is not the block's (0 is any), a block freed
+// before, or one that is none.
 void ExFreePoolWithTag(PVOID Pointer, ULONG Tag)
 {
     if (!Pointer)
         return;
     POOL_BLOCK *Block = (POOL_BLOCK *)Pointer - 1;
-    // BAD_POOL_CALLER, for a tag that is not the block's or a block that is none.
-    if ((Tag && Block->Tag != Tag) || Block->Class < SMALLEST_CLASS ||
-        Block->Class > LARGEST_CLASS)
-        KeBugCheckEx(0xC2, 0xA, (ULONG_PTR)Pointer, Block->Tag, Tag);
-    ULONG64 Flags = MiLockPool();
-    Block->Tag = 0;
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPoolLock);
+    if (Block->State != BLOCK_IN_USE || Block->Class < SMALLEST_CLASS || Block->Class > LARGEST_CLASS)
+        KeBugCheckEx(BAD_POOL_CALLER, 7, (ULONG_PTR)Pointer, Block->Tag, Tag);
+    if (Tag && Block->Tag != Tag)
+        KeBugCheckEx(BAD_POOL_CALLER, 0xA, (ULONG_PTR)Pointer, Block->Tag, Tag);
+    MiCount(Block, -1);
+    Block->State = BLOCK_FREE;
     Block->Next = MiFreeBlocks[Block->Class];
     MiFreeBlocks[Block->Class] = Block;
-    MiUnlockPool(Flags);
+    KeReleaseSpinLock(&MiPoolLock, Irql);
+}
+
+void MmQueryPool(MM_POOL_STATISTICS *Statistics)
+{
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPoolLock);
+    *Statistics = MiStatistics;
+    Statistics->Mapped = MiPoolMapped - MM_NONPAGED_POOL_BASE;
+    KeReleaseSpinLock(&MiPoolLock, Irql);
 }

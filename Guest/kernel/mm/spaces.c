@@ -1,5 +1,5 @@
 // Address spaces: the kernel's half, shared by all; a process's own half; the
-// kernel stacks, each between guard pages.
+// kernel stacks and the like, each between guard pages.
 
 #include "../include/mm.h"
 #include "../include/rtl.h"
@@ -9,7 +9,7 @@ ULONG64 MmUserProbeAddress = 0x7FFFFFFF0000;
 
 static ULONG64 MiRoot;
 static ULONG64 MiSharedDataFrame;
-static ULONG64 MiNextStack = MM_SYSTEM_PTES_BASE;
+static volatile ULONG64 MiNextSystemPage = MM_SYSTEM_PTES_BASE;
 
 ULONG64 MiSystemRoot(void)
 {
@@ -27,6 +27,7 @@ INIT_CODE void MiInitializeSpaces(const BOOT_BLOCK *Block)
     // reach all, what hangs from it exists before the first copy.
     MmFindPte(MiRoot, MM_SYSTEM_PTES_BASE, TRUE);
     MmFindPte(MiRoot, MM_NONPAGED_POOL_BASE, TRUE);
+    MmFindPte(MiRoot, MM_LOCAL_APIC_VA, TRUE);
 
     MiSharedDataFrame = MmAllocateFrame();
     MmMapPage(MiRoot, KI_USER_SHARED_DATA, MiSharedDataFrame | MM_KERNEL_RW);
@@ -44,21 +45,61 @@ ULONG64 MmCreateAddressSpace(void)
     return Root;
 }
 
-// Returns the lowest address of KERNEL_STACK_SIZE bytes.
-PVOID MmCreateKernelStack(void)
+// For the few instructions between real mode and the kernel's own root: the
+// processor must find the next one where it was before paging.
+ULONG64 MmCreateLowRoot(void)
 {
-    ULONG64 Flags = KiAcquireDispatcherLock();
-    ULONG64 Base = MiNextStack + PAGE_SIZE;
-    MiNextStack = Base + KERNEL_STACK_SIZE;
-    KiReleaseDispatcherLock(Flags);
+    ULONG64 Root = MmAllocateFrame(), Pointers = MmAllocateFrame(), Directory = MmAllocateFrame();
+    // A CR3 is loaded from 32 bits there.
+    if (!Root || !Pointers || !Directory || Root >> 32)
+        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 12, Root, 0, 0);
+    ULONG64 *Table = MmPhysicalToVirtual(Root);
+    RtlCopyMemory(Table + 256, (ULONG64 *)MmPhysicalToVirtual(MiRoot) + 256, PAGE_SIZE / 2);
+    Table[0] = Pointers | PTE_PRESENT | PTE_WRITE;
+    *(ULONG64 *)MmPhysicalToVirtual(Pointers) = Directory | PTE_PRESENT | PTE_WRITE;
+    *(ULONG64 *)MmPhysicalToVirtual(Directory) = PTE_PRESENT | PTE_WRITE | PTE_LARGE;
+    return Root;
+}
 
-    for (ULONG64 At = 0; At < KERNEL_STACK_SIZE; At += PAGE_SIZE) {
+// Addresses between guard pages, never given back.
+ULONG64 MmReserveSystemPages(SIZE_T Size)
+{
+    return PAGE_SIZE + __atomic_fetch_add(&MiNextSystemPage, PAGE_ALIGN_UP(Size) + PAGE_SIZE, __ATOMIC_SEQ_CST);
+}
+
+PVOID MmAllocateSystemPages(SIZE_T Size)
+{
+    ULONG64 Base = MmReserveSystemPages(Size);
+    for (ULONG64 At = 0; At < Size; At += PAGE_SIZE) {
         ULONG64 Frame = MmAllocateFrame();
         if (!Frame)
             return NULL;
         MmMapPage(MiRoot, Base + At, Frame | MM_KERNEL_RW);
     }
     return (PVOID)Base;
+}
+
+// Stacks of ended threads, for the next ones; linked through their lowest words.
+static PVOID MiDeadStacks;
+static KSPIN_LOCK MiDeadStackLock;
+
+// Returns the lowest address of KERNEL_STACK_SIZE bytes.
+PVOID MmCreateKernelStack(void)
+{
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiDeadStackLock);
+    PVOID Stack = MiDeadStacks;
+    if (Stack)
+        MiDeadStacks = *(PVOID *)Stack;
+    KeReleaseSpinLock(&MiDeadStackLock, Irql);
+    return Stack ? Stack : MmAllocateSystemPages(KERNEL_STACK_SIZE);
+}
+
+void MmDeleteKernelStack(PVOID StackLimit)
+{
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiDeadStackLock);
+    *(PVOID *)StackLimit = MiDeadStacks;
+    MiDeadStacks = StackLimit;
+    KeReleaseSpinLock(&MiDeadStackLock, Irql);
 }
 
 void MmAllocateUserPages(ULONG64 Root, ULONG64 Address, SIZE_T Size, ULONG64 Rights)

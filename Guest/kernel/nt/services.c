@@ -1,6 +1,7 @@
 // The services that do something, beside the power one.
 
 #include "../include/mm.h"
+#include "../include/mp.h"
 #include "../include/nt.h"
 #include "../include/ps.h"
 #include "../include/rtl.h"
@@ -85,8 +86,8 @@ NTSTATUS NtQuerySystemInformation(ULONG Class, PVOID Buffer, ULONG Length, PULON
     Information.AllocationGranularity = 0x10000;
     Information.MinimumUserModeAddress = 0x10000;
     Information.MaximumUserModeAddress = MmUserProbeAddress - 1;
-    Information.ActiveProcessors = 1;
-    Information.NumberOfProcessors = 1;
+    Information.ActiveProcessors = (1ull << KeNumberProcessors) - 1;
+    Information.NumberOfProcessors = KeNumberProcessors;
     return NtpReturn(Buffer, Length, ReturnLength, &Information, sizeof Information);
 }
 
@@ -109,7 +110,7 @@ NTSTATUS NtQueryInformationProcess(HANDLE Process, ULONG Class, PVOID Buffer, UL
         return STATUS_INVALID_INFO_CLASS;
     Information.ExitStatus = (NTSTATUS)0x103; // STATUS_PENDING: it runs
     Information.PebBaseAddress = Current->Peb;
-    Information.AffinityMask = 1;
+    Information.AffinityMask = (1ull << KeNumberProcessors) - 1;
     Information.BasePriority = 8;
     Information.UniqueProcessId = Current->UniqueProcessId;
     Information.InheritedFromUniqueProcessId = Current->InheritedFromUniqueProcessId;

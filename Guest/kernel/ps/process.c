@@ -36,9 +36,9 @@ PEPROCESS PspCreateProcess(const CHAR *Name, PTOKEN Token, ULONG64 Root)
     Process->Token = Token;
     RtlStringCopy(Process->ImageFileName, sizeof Process->ImageFileName, Name);
 
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     InsertTailList(&PsActiveProcessHead, &Process->ActiveProcessLinks);
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
     return Process;
 }
 

@@ -54,9 +54,9 @@ PEPROCESS PspStartProgram(const CHAR *Name, PTOKEN Token, const ULONG *Roles, UL
     for (ULONG i = 0; i < Threads; i++) {
         PETHREAD Thread = PspCreateUserThread(Process, Roles[i]);
         Thread->UserRip += PeHeaders(Program)->entryPoint;
-        ULONG64 Flags = KiAcquireDispatcherLock();
+        KIRQL Irql = KiAcquireDispatcherLock();
         KiReadyThread(&Thread->Tcb, FALSE);
-        KiReleaseDispatcherLock(Flags);
+        KiReleaseDispatcherLock(Irql);
     }
     return Process;
 }

@@ -8,6 +8,8 @@
 // At the top of every kernel stack: the x87 and SSE state (FXSAVE's 512 bytes).
 #define STATE_SAVE_SIZE 0x200
 
+#define THREAD_TAG 'erhT'
+
 static void PspInitializeThread(PETHREAD Thread, PEPROCESS Process, const CHAR *Name,
                                 PVOID StackLimit, PVOID StackBase)
 {
@@ -36,15 +38,15 @@ static void PspInitializeThread(PETHREAD Thread, PEPROCESS Process, const CHAR *
 static void PspInsertThread(PETHREAD Thread, PEPROCESS Process)
 {
     Thread->Cid.UniqueThread = (HANDLE)PspNextId();
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     InsertTailList(&Process->ThreadListHead, &Thread->ThreadListEntry);
     Process->ActiveThreads++;
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
 }
 
-// The thread that booted becomes the processor's idle thread. As on Windows it
+// What a processor came up on becomes its idle thread. As on Windows it
 // is on no process's list and has the identifier 0.
-INIT_CODE void PspAdoptIdleThread(PETHREAD Thread, PVOID StackLimit, PVOID StackBase)
+void PspAdoptIdleThread(PETHREAD Thread, PVOID StackLimit, PVOID StackBase)
 {
     PKPRCB Prcb = KeGetCurrentPrcb();
 
@@ -56,13 +58,36 @@ INIT_CODE void PspAdoptIdleThread(PETHREAD Thread, PVOID StackLimit, PVOID Stack
     KiSwitchState(&Thread->Tcb);
 }
 
+// Ended threads, linked through ThreadListEntry, under the dispatcher lock.
+static LIST_ENTRY PspEndedThreads = {&PspEndedThreads, &PspEndedThreads};
+
+// A thread on the list has been left by its processor: the lock under which it
+// got there was released by the thread that came after it.
+void PspReapThreads(void)
+{
+    for (;;) {
+        PETHREAD Thread = NULL;
+        KIRQL Irql = KiAcquireDispatcherLock();
+        if (!IsListEmpty(&PspEndedThreads))
+            Thread = CONTAINING_RECORD(RemoveHeadList(&PspEndedThreads), ETHREAD, ThreadListEntry);
+        KiReleaseDispatcherLock(Irql);
+        if (!Thread)
+            return;
+        MmDeleteKernelStack(Thread->Tcb.StackLimit);
+        ExFreePoolWithTag(Thread, THREAD_TAG);
+    }
+}
+
 static PETHREAD PspNewThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTINE Start,
                              PVOID Context)
 {
-    PETHREAD Thread = ExAllocatePoolWithTag(NonPagedPool, sizeof *Thread, 'erhT');
-    PUCHAR Stack = MmCreateKernelStack();
-    if (!Thread || !Stack)
-        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 5, 0, 0, 0);
+    PspReapThreads();
+    PETHREAD Thread = ExAllocatePoolWithTag(NonPagedPool, sizeof *Thread, THREAD_TAG);
+    PUCHAR Stack = Thread ? MmCreateKernelStack() : NULL;
+    if (!Stack) {
+        ExFreePoolWithTag(Thread, THREAD_TAG);
+        return NULL;
+    }
     PspInitializeThread(Thread, Process, Name, Stack, Stack + KERNEL_STACK_SIZE);
     Thread->StartAddress = Start;
 
@@ -78,24 +103,59 @@ static PETHREAD PspNewThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTIN
 
 static void PspStartThread(PETHREAD Thread)
 {
-    ULONG64 Flags = KiAcquireDispatcherLock();
+    KIRQL Irql = KiAcquireDispatcherLock();
     KiReadyThread(&Thread->Tcb, FALSE);
-    KiReleaseDispatcherLock(Flags);
+    KiReleaseDispatcherLock(Irql);
 }
 
 PETHREAD PspCreateThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTINE Start, PVOID Context)
 {
     PETHREAD Thread = PspNewThread(Process, Name, Start, Context);
+    if (!Thread)
+        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 5, 0, 0, 0);
     Thread->Tcb.MiscFlags = 1u << KTHREAD_SystemThreadBit;
     PspInsertThread(Thread, Process);
     PspStartThread(Thread);
     return Thread;
 }
 
+// There are no handles: where Windows gives one, and where it gives the client
+// identifier, the thread's identifier is given. Always in the System process.
+NTSTATUS PsCreateSystemThread(HANDLE *ThreadHandle, ULONG DesiredAccess, PVOID ObjectAttributes,
+                              HANDLE ProcessHandle, CLIENT_ID *ClientId,
+                              PKSTART_ROUTINE StartRoutine, PVOID StartContext)
+{
+    (void)DesiredAccess;
+    (void)ObjectAttributes;
+    (void)ProcessHandle;
+    PETHREAD Thread = PspNewThread(PsInitialSystemProcess, "system", StartRoutine, StartContext);
+    if (!Thread)
+        return STATUS_NO_MEMORY;
+    Thread->Tcb.MiscFlags = 1u << KTHREAD_SystemThreadBit;
+    PspInsertThread(Thread, PsInitialSystemProcess);
+    CLIENT_ID Cid = Thread->Cid; // once started it may end at any time
+    PspStartThread(Thread);
+    if (ThreadHandle)
+        *ThreadHandle = Cid.UniqueThread;
+    if (ClientId)
+        *ClientId = Cid;
+    return STATUS_SUCCESS;
+}
+
+// Returns only where it may not be called: from a thread with a user mode.
+NTSTATUS PsTerminateSystemThread(NTSTATUS ExitStatus)
+{
+    (void)ExitStatus;
+    if (!(KiCurrentThread()->MiscFlags >> KTHREAD_SystemThreadBit & 1))
+        return STATUS_INVALID_PARAMETER;
+    PspExitThread();
+}
+
 // The lock came with the switch to this thread.
 void KiThreadEntry(PKSTART_ROUTINE Start, PVOID Context)
 {
-    KiReleaseDispatcherLock(0x200);
+    KiReleaseDispatcherLock(PASSIVE_LEVEL);
+    KiEnableInterrupts();
     Start(Context);
     PspExitThread();
 }
@@ -113,6 +173,8 @@ static void PspUserThreadStartup(PVOID Context)
 PETHREAD PspCreateUserThread(PEPROCESS Process, ULONG Role)
 {
     PETHREAD Thread = PspNewThread(Process, "user", PspUserThreadStartup, NULL);
+    if (!Thread)
+        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 5, 0, 0, 0);
     ULONG64 Limit = Process->NextUserStack;
     Process->NextUserStack += USER_STACK_DISTANCE;
     MmAllocateUserPages(Process->Pcb.DirectoryTableBase, Limit, USER_STACK_SIZE, MM_USER_RW);
@@ -126,13 +188,14 @@ PETHREAD PspCreateUserThread(PEPROCESS Process, ULONG Role)
     return Thread;
 }
 
-// The stack stays: it is the one being stood on. Threads end seldom here.
+// The stack is the one being stood on: others reclaim it, and the object.
 void PspExitThread(void)
 {
     PETHREAD Thread = (PETHREAD)KiCurrentThread();
     KiAcquireDispatcherLock();
     RemoveEntryList(&Thread->ThreadListEntry);
     ((PEPROCESS)Thread->Tcb.Process)->ActiveThreads--;
+    InsertTailList(&PspEndedThreads, &Thread->ThreadListEntry);
     Thread->Tcb.State = Terminated;
     KiSwapThread();
     __builtin_unreachable();

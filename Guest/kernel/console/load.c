@@ -1,0 +1,112 @@
+// Load on request: system calls, page-table changes, threads that come and go.
+
+#include "../include/console.h"
+#include "../include/mm.h"
+#include "../include/mp.h"
+#include "../include/ps.h"
+#include "../include/rtl.h"
+
+#define WINDOW_PAGES 16
+#define THREADS_AT_A_TIME 4
+
+volatile ULONG64 ConLoadPages, ConLoadThreads;
+static KEVENT ConLoadEvents[LoadKinds];
+
+// Maps frames into a window, uses them there, takes them away again. That the
+// memory seen is the frame just mapped shows that no processor this thread was
+// on kept the translation of the last round.
+static void ConPageLoad(PVOID Context)
+{
+    LARGE_INTEGER Breath = {.QuadPart = -10000};
+    ULONG64 Window = MmReserveSystemPages(WINDOW_PAGES * PAGE_SIZE);
+    (void)Context;
+
+    for (ULONG64 Round = 1;; Round++) {
+        KeWaitForSingleObject(&ConLoadEvents[LoadPages], 0, KernelMode, FALSE, NULL);
+        for (ULONG64 Page = 0; Page < WINDOW_PAGES; Page++) {
+            ULONG64 Address = Window + Page * PAGE_SIZE;
+            ULONG64 Frame = MmAllocateFrame();
+            if (!Frame)
+                break;
+            MmMapPage(MiSystemRoot(), Address, Frame | MM_KERNEL_RW);
+            *(volatile ULONG64 *)Address = Round << 8 | Page;
+            if (*(volatile ULONG64 *)MmPhysicalToVirtual(Frame) != (Round << 8 | Page))
+                KeBugCheckEx(MEMORY_MANAGEMENT, 0x56470001, Address, Frame, Round);
+            MmUnmapPage(MiSystemRoot(), Address);
+            MmFreeFrame(Frame);
+            ConLoadPages++;
+        }
+        KeDelayExecutionThread(KernelMode, FALSE, &Breath);
+    }
+}
+
+static void ConShortLife(PVOID Context)
+{
+    LARGE_INTEGER Breath = {.QuadPart = -10000};
+    KeDelayExecutionThread(KernelMode, FALSE, &Breath);
+    KeReleaseSemaphore(Context, 0, 1, FALSE);
+    PsTerminateSystemThread(STATUS_SUCCESS);
+}
+
+static void ConThreadLoad(PVOID Context)
+{
+    static KSEMAPHORE Ended;
+    (void)Context;
+
+    KeInitializeSemaphore(&Ended, 0, THREADS_AT_A_TIME);
+    for (;;) {
+        ULONG Begun = 0;
+        KeWaitForSingleObject(&ConLoadEvents[LoadThreads], 0, KernelMode, FALSE, NULL);
+        for (ULONG i = 0; i < THREADS_AT_A_TIME; i++) {
+            if (NT_SUCCESS(PsCreateSystemThread(NULL, 0, NULL, NULL, NULL, ConShortLife, &Ended)))
+                Begun++;
+        }
+        for (ULONG i = 0; i < Begun; i++) {
+            KeWaitForSingleObject(&Ended, 0, KernelMode, FALSE, NULL);
+            ConLoadThreads++;
+        }
+    }
+}
+
+void ConInitializeLoad(void)
+{
+    for (ULONG i = 0; i < LoadKinds; i++)
+        KeInitializeEvent(&ConLoadEvents[i], NotificationEvent, FALSE);
+    PspCreateThread(PsInitialSystemProcess, "load-pages", ConPageLoad, NULL);
+    PspCreateThread(PsInitialSystemProcess, "load-thread", ConThreadLoad, NULL);
+}
+
+static void ConSwitchLoad(ULONG Kind, BOOLEAN On)
+{
+    if (Kind == LoadCalls)
+        ConSetBusy(On);
+    else if (On)
+        KeSetEvent(&ConLoadEvents[Kind], 0, FALSE);
+    else
+        KeResetEvent(&ConLoadEvents[Kind]);
+}
+
+// load on|off [KIND…]: all kinds where none is named.
+void ConLoad(CONSOLE_COMMAND *Command)
+{
+    static const CHAR *const Names[LoadKinds] = {"calls", "pages", "threads"};
+    BOOLEAN On, Chosen[LoadKinds] = {FALSE};
+
+    if (!ConSwitch(Command, &On))
+        return;
+    for (ULONG Word = 2; Word < Command->Count; Word++) {
+        ULONG Kind = 0;
+        while (Kind < LoadKinds && !RtlStringEqual(Command->Words[Word], Names[Kind]))
+            Kind++;
+        if (Kind == LoadKinds) {
+            ConAnswer(&Command->Tag, "error no load is called %s", Command->Words[Word]);
+            return;
+        }
+        Chosen[Kind] = TRUE;
+    }
+    for (ULONG Kind = 0; Kind < LoadKinds; Kind++) {
+        if (Chosen[Kind] || Command->Count == 2)
+            ConSwitchLoad(Kind, On);
+    }
+    ConAnswer(&Command->Tag, "ok load=%s", On ? "on" : "off");
+}

@@ -1,0 +1,159 @@
+// A check in the manner of Windows' kernel patch protection: what nobody may
+// change, against what it was when the boot had ended. Every page of the image
+// that is not writable is looked at whole, what follows a section in its last
+// page with it; a page that is absent is not.
+
+#include "../include/guard.h"
+#include "../include/mm.h"
+#include "../include/mp.h"
+#include "../include/ps.h"
+#include "../include/rtl.h"
+#include "../../common/pe.h"
+
+#define IMAGE_PAGES 512
+
+// What was damaged: the fourth parameter of CRITICAL_STRUCTURE_CORRUPTION
+// (Microsoft, "Bug Check 0x109").
+enum { DAMAGED_DATA = 0, DAMAGED_CODE = 1, DAMAGED_IDT = 2, DAMAGED_GDT = 3, DAMAGED_REGISTERS = 7 };
+
+// What a processor holds in itself.
+typedef struct {
+    KDESCRIPTOR Idt, Gdt;
+    USHORT Fill[2];
+    ULONG64 Cr0, Cr4, Efer, Star, LStar, CStar, Mask;
+} KI_REGISTERS;
+
+typedef struct {
+    KI_REGISTERS Registers;
+    ULONG64 Idt, Gdt;
+} KI_PROCESSOR_RECORD;
+
+static ULONG64 KiPageHashes[IMAGE_PAGES]; // 0: not looked at
+static ULONG64 KiDescriptorHash;
+static KI_PROCESSOR_RECORD KiRecords[KI_MAXIMUM_PROCESSORS];
+static KI_REGISTERS KiFound[KI_MAXIMUM_PROCESSORS];
+static volatile BOOLEAN KiGuardOn;
+static KEVENT KiGuardEvent;
+volatile ULONG64 KiGuardChecks;
+
+// Each step takes a state and a word to a state, one to one in either (the
+// multiplier, FNV-1a's prime, is odd): two texts that differ in one word never
+// have the same value.
+static ULONG64 KiHash(const void *From, SIZE_T Size)
+{
+    const volatile ULONG64 *Words = From;
+    ULONG64 Hash = 0xCBF29CE484222325;
+    for (SIZE_T i = 0; i < Size / 8; i++)
+        Hash = (Hash ^ Words[i]) * 0x100000001B3;
+    return Hash;
+}
+
+static ULONG_PTR KiReadRegisters(ULONG_PTR Unused)
+{
+    KI_REGISTERS *Registers = &KiFound[KeGetCurrentPrcb()->Number];
+    (void)Unused;
+    __asm__ volatile("sidt %0" : "=m"(Registers->Idt));
+    __asm__ volatile("sgdt %0" : "=m"(Registers->Gdt));
+    __asm__ volatile("movq %%cr0, %0" : "=r"(Registers->Cr0));
+    __asm__ volatile("movq %%cr4, %0" : "=r"(Registers->Cr4));
+    Registers->Efer = KiReadMsr(0xC0000080);
+    Registers->Star = KiReadMsr(0xC0000081);
+    Registers->LStar = KiReadMsr(0xC0000082);
+    Registers->CStar = KiReadMsr(0xC0000083);
+    Registers->Mask = KiReadMsr(0xC0000084);
+    return 0;
+}
+
+static BOOLEAN KiIsPageThere(ULONG64 Address)
+{
+    ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
+    return Pte && (*Pte & PTE_PRESENT);
+}
+
+void KiGuardRecord(void)
+{
+    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
+    const PE_SECTION *Section = PeSections(Headers);
+
+    for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
+        if (Section->characteristics & (PE_SECTION_DISCARDABLE | PE_SECTION_WRITE))
+            continue;
+        for (ULONG64 At = 0; At < Section->virtualSize; At += PAGE_SIZE) {
+            ULONG64 Offset = Section->virtualAddress + At;
+            KiPageHashes[Offset >> PAGE_SHIFT] = KiHash((PVOID)(Base + Offset), PAGE_SIZE);
+        }
+    }
+    KiDescriptorHash = KiHash(KeServiceDescriptorTable, sizeof KeServiceDescriptorTable) ^
+                       KiHash(KeServiceDescriptorTableShadow, sizeof KeServiceDescriptorTableShadow);
+    KeIpiGenericCall(KiReadRegisters, 0);
+    for (ULONG i = 0; i < (ULONG)KeNumberProcessors; i++) {
+        KiRecords[i].Registers = KiFound[i];
+        KiRecords[i].Idt = KiHash(KiProcessors[i]->Idt, sizeof KiProcessors[i]->Idt);
+        KiRecords[i].Gdt = KiHash(KiProcessors[i]->Gdt, sizeof KiProcessors[i]->Gdt);
+    }
+}
+
+static void KiCorrupted(ULONG64 Kind, const volatile void *Where, ULONG64 Found)
+{
+    KeBugCheckEx(CRITICAL_STRUCTURE_CORRUPTION, 0, Found, (ULONG_PTR)Where, Kind);
+}
+
+// Below DISPATCH_LEVEL: a page may go while it is being read.
+void KiGuardCheck(void)
+{
+    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+
+    if (!KiGuardOn)
+        return;
+    for (ULONG i = 0; i < IMAGE_PAGES; i++) {
+        ULONG64 Page = Base + ((ULONG64)i << PAGE_SHIFT);
+        if (!KiPageHashes[i] || !KiIsPageThere(Page))
+            continue;
+        ULONG64 Hash = KiHash((PVOID)Page, PAGE_SIZE);
+        if (Hash != KiPageHashes[i])
+            KiCorrupted(DAMAGED_CODE, (PVOID)Page, Hash);
+    }
+    ULONG64 Descriptors = KiHash(KeServiceDescriptorTable, sizeof KeServiceDescriptorTable) ^
+                          KiHash(KeServiceDescriptorTableShadow, sizeof KeServiceDescriptorTableShadow);
+    if (Descriptors != KiDescriptorHash)
+        KiCorrupted(DAMAGED_DATA, KeServiceDescriptorTable, Descriptors);
+    KeIpiGenericCall(KiReadRegisters, 0);
+    for (ULONG i = 0; i < (ULONG)KeNumberProcessors; i++) {
+        const KI_PROCESSOR_RECORD *Record = &KiRecords[i];
+        if (KiHash(KiProcessors[i]->Idt, sizeof KiProcessors[i]->Idt) != Record->Idt)
+            KiCorrupted(DAMAGED_IDT, KiProcessors[i]->Idt, i);
+        if (KiHash(KiProcessors[i]->Gdt, sizeof KiProcessors[i]->Gdt) != Record->Gdt)
+            KiCorrupted(DAMAGED_GDT, KiProcessors[i]->Gdt, i);
+        if (memcmp(&KiFound[i], &Record->Registers, sizeof Record->Registers))
+            KiCorrupted(DAMAGED_REGISTERS, &KiFound[i], i);
+    }
+    KiGuardChecks++;
+}
+
+static void KiGuardThread(PVOID Context)
+{
+    LARGE_INTEGER Interval = {.QuadPart = -100 * 10000};
+    (void)Context;
+    for (;;) {
+        KeWaitForSingleObject(&KiGuardEvent, 0, KernelMode, FALSE, NULL);
+        KiGuardCheck();
+        KeDelayExecutionThread(KernelMode, FALSE, &Interval);
+    }
+}
+
+void KiGuardStart(void)
+{
+    KeInitializeEvent(&KiGuardEvent, NotificationEvent, FALSE);
+    KiGuardRecord();
+    PspCreateThread(PsInitialSystemProcess, "guard", KiGuardThread, NULL);
+}
+
+void KiGuardSwitch(BOOLEAN On)
+{
+    KiGuardOn = On;
+    if (On)
+        KeSetEvent(&KiGuardEvent, 0, FALSE);
+    else
+        KeResetEvent(&KiGuardEvent);
+}

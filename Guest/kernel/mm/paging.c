@@ -1,0 +1,104 @@
+// Pageable code: taken away from the kernel's address space, its entries left in
+// the forms of Windows, and given back when it is next needed. The frames keep
+// their contents throughout, as those of Windows' standby list do; nothing is
+// written to a disk.
+//
+// A page-table entry with bit 0 clear (`dt nt!_MMPTE_TRANSITION`,
+// `_MMPTE_PROTOTYPE`): bits 5 to 9 are the protection; bit 11 says that the page
+// is in transition, its frame where it always is; bit 10, that bits 16 to 63 are
+// the address of another entry, the prototype, which says where the page is.
+
+#include "../include/mm.h"
+#include "../include/mp.h"
+#include "../include/rtl.h"
+#include "../../common/pe.h"
+
+#define PTE_PROTOTYPE 0x400ull
+#define PTE_TRANSITION 0x800ull
+#define MM_EXECUTE_READ (3ull << 5)
+#define PAGES_MAXIMUM 16
+
+typedef struct {
+    ULONG64 Address, Frame;
+} PAGEABLE_PAGE;
+
+static PAGEABLE_PAGE MiPages[PAGES_MAXIMUM];
+static ULONG MiPageCount;
+static volatile ULONG64 *MiPrototypes; // one for each page, in the pool
+static KSPIN_LOCK MiPagingLock;
+volatile ULONG64 MmPagesIn;
+
+// The sections whose names begin with PAGE.
+void MiInitializePaging(void)
+{
+    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
+    const PE_SECTION *Section = PeSections(Headers);
+
+    for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
+        if (memcmp(Section->name, "PAGE", 4))
+            continue;
+        for (ULONG64 At = 0; At < Section->virtualSize && MiPageCount < PAGES_MAXIMUM; At += PAGE_SIZE) {
+            ULONG64 Address = Base + Section->virtualAddress + At;
+            MiPages[MiPageCount++] =
+                (PAGEABLE_PAGE){Address, MmGetPhysicalAddress(MiSystemRoot(), Address)};
+        }
+    }
+    MiPrototypes = ExAllocatePoolWithTag(NonPagedPool, MiPageCount * sizeof *MiPrototypes, 'tSmM');
+    if (!MiPrototypes)
+        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 13, 0, 0, 0);
+}
+
+// Below DISPATCH_LEVEL. Whoever runs in one of the pages finds it gone at the
+// next instruction, and has it back by the page fault.
+ULONG MmTrimPageableCode(MM_TRIM_KIND Kind)
+{
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPagingLock);
+    for (ULONG i = 0; i < MiPageCount; i++) {
+        ULONG64 InTransition = MiPages[i].Frame | PTE_TRANSITION | MM_EXECUTE_READ;
+        ULONG64 Entry = InTransition;
+        if (Kind != MmTrimToTransition) {
+            MiPrototypes[i] = Kind == MmTrimToSharedPage ? MiPages[i].Frame | PTE_PRESENT : InTransition;
+            Entry = (ULONG64)&MiPrototypes[i] << 16 | PTE_PROTOTYPE | MM_EXECUTE_READ;
+        }
+        volatile ULONG64 *Pte = MmFindPte(MiSystemRoot(), MiPages[i].Address, FALSE);
+        *Pte = Entry;
+    }
+    KeFlushEntireTb();
+    KeReleaseSpinLock(&MiPagingLock, Irql);
+    return MiPageCount;
+}
+
+static BOOLEAN MiIsPageable(ULONG64 Address)
+{
+    for (ULONG i = 0; i < MiPageCount; i++) {
+        if (MiPages[i].Address == (Address & ~(PAGE_SIZE - 1)))
+            return TRUE;
+    }
+    return FALSE;
+}
+
+// The page-fault handler's: TRUE if the access may be tried again. Interrupts
+// are on, since the lock's holder may be waiting for this processor's answer.
+BOOLEAN MmAccessFault(ULONG64 Address)
+{
+    BOOLEAN Resolved = TRUE;
+
+    if (!MiIsPageable(Address))
+        return FALSE;
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPagingLock);
+    volatile ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
+    ULONG64 Entry = *Pte;
+    if (!(Entry & PTE_PRESENT)) { // else another processor was faster
+        if (Entry & PTE_PROTOTYPE)
+            Entry = *(volatile ULONG64 *)((LONGLONG)Entry >> 16);
+        if (Entry & (PTE_PRESENT | PTE_TRANSITION)) {
+            *Pte = (Entry & PTE_FRAME) | PTE_PRESENT;
+            MmPagesIn++;
+        } else {
+            Resolved = FALSE;
+        }
+    }
+    KeReleaseSpinLock(&MiPagingLock, Irql);
+    return Resolved;
+}

@@ -1,0 +1,194 @@
+import GuestMemory
+import HypervisorInterface
+import WindowsGuest
+import X86
+
+/// Interception of a guest function by a jump in its first bytes: the classic way.
+///
+/// The handler stays in the kernel's slack as long as the detour is armed. The guest can read both, so this is for
+/// hypervisors that hide them and for users who allow visible patches; `PatchlessDetour` is for the others.
+///
+/// All changes are made while the machine stands. A vCPU that stands in the bytes concerned is moved along. A
+/// thread that waits there without a vCPU is not seen from here: whoever knows of such threads says where they
+/// will go on. The bytes are compared before they are replaced and before they are put back.
+public final class InlineDetour {
+    /// What became of the handler when the detour was disarmed.
+    public enum Disarmed: Equatable, Sendable {
+        /// It is zeroes again.
+        case clean
+        /// It had to stay; `disarm` may be tried again for it. The function itself is as it was.
+        case handlerKept(String)
+    }
+
+    /// How much of a function is searched for branches into the replaced bytes, in bytes.
+    public static let bodyLimit = 16 << 10
+
+    public let entry: GuestVirtualAddress
+    public let slack: KernelSlack
+    public let effects: GuestEffects
+    public let mode: DecodingMode
+    public let stopPoint: InlineDetourPlan.StopPoint
+    public let allowVisiblePatches: Bool
+    /// The detour's bytes, while it is armed.
+    public private(set) var armed: InlineDetourPlan?
+    /// The handler's bytes, while it is in the guest.
+    public private(set) var handler: InlineDetourPlan?
+
+    private let memory: KernelMemory
+    /// A change could not be taken back: some of the function's bytes are replaced, others not.
+    private var isHalfArmed = false
+
+    /// - Parameters:
+    ///   - slack: room for `InlineDetourPlan.maximumHandlerLength` bytes.
+    ///   - stopPoint: what stands at the handler's start, which is the slack's address.
+    public init(
+        entry: GuestVirtualAddress, slack: KernelSlack, memory: KernelMemory, effects: GuestEffects,
+        allowVisiblePatches: Bool, stopPoint: InlineDetourPlan.StopPoint = .outOfBand, mode: DecodingMode = .long64
+    ) {
+        self.entry = entry
+        self.slack = slack
+        self.memory = memory
+        self.effects = effects
+        self.allowVisiblePatches = allowVisiblePatches
+        self.stopPoint = stopPoint
+        self.mode = mode
+    }
+
+    /// What arming would write, from the function's bytes as they are now. Nothing is changed.
+    ///
+    /// The function is searched for branches as far as its pages adjoin and are present, up to `bodyLimit`.
+    public func plan() throws(InlineDetourError) -> InlineDetourPlan {
+        let plan = try InlineDetourPlan(
+            code: try readBody(), entry: entry, handlerAddress: slack.address, mode: mode, stopPoint: stopPoint)
+        guard UInt64(plan.handler.count) <= slack.available else {
+            throw .slackTooSmall(slack.address, available: slack.available, needed: plan.handler.count)
+        }
+        return plan
+    }
+
+    /// The processor's own view of the function, page by page until one is not there.
+    private func readBody() throws(InlineDetourError) -> [UInt8] {
+        var body: [UInt8] = []
+        while body.count < Self.bodyLimit {
+            let next = entry + UInt64(body.count)
+            let count = min(Self.bodyLimit - body.count, 4096 - Int(next.rawValue & 0xfff))
+            do throws(MemoryError) {
+                body += try memory.hardware.bytes(at: next, count: UInt64(count))
+            } catch {
+                if body.isEmpty { throw .memory(error, doing: "reading the function at \(entry)") }
+                break
+            }
+        }
+        return body
+    }
+
+    // MARK: Arming
+
+    /// Writes the handler, then the jump, and moves vCPUs that stand in the replaced bytes to their copies.
+    /// - Parameter threads: where threads go on that no vCPU runs now; one inside the replaced bytes prevents
+    ///   arming, until it has gone on.
+    /// - Throws: with the guest as it was, unless `unfinished`.
+    public func arm(threadsAt threads: [UInt64] = []) throws(InlineDetourError) {
+        guard allowVisiblePatches else { throw .visible }
+        guard armed == nil else { return }
+        try whilePaused { () throws(InlineDetourError) in
+            let plan = try self.plan()
+            let entryPlaces = try places(of: plan.patchAddress, plan.patch.count, in: memory.hardware)
+            let slackPlaces = try places(of: plan.handlerAddress, plan.handler.count, in: memory.hardware)
+            let found = try contents(of: slackPlaces)
+            guard found.allSatisfy({ $0 == 0 }) || (handler != nil && found == plan.handler) else {
+                throw .slackInUse(plan.handlerAddress)
+            }
+            if let thread = threads.first(where: plan.isInsidePatch) { throw .threadInside(.init(thread)) }
+            let moves = try movesIntoHandler(of: plan)
+            try perform(
+                [
+                    .write(plan.handler, over: found, at: slackPlaces),
+                    .write(plan.patch, over: plan.original, at: entryPlaces),
+                ] + moves
+            ) { unfinished in
+                armed = plan
+                handler = plan
+                isHalfArmed = unfinished
+            }
+        }
+    }
+
+    private func movesIntoHandler(of plan: InlineDetourPlan) throws(InlineDetourError) -> [Change] {
+        var moves: [Change] = []
+        for (vcpu, registers) in try processors() where plan.isInsidePatch(registers.rip) {
+            guard let target = plan.counterpart(ofReplaced: registers.rip) else {
+                throw .processorInside(vcpu, GuestVirtualAddress(registers.rip))
+            }
+            moves.append(.move(vcpu, registers, to: target))
+        }
+        return moves
+    }
+
+    // MARK: Disarming
+
+    /// Puts the function's bytes back, moves vCPUs out of the handler, and zeroes it, if nobody can come back to it.
+    /// - Parameter threads: where threads go on that no vCPU runs now; one inside the handler keeps it there.
+    /// - Throws: with the detour as it was, unless `unfinished`. `entryChanged` where the function's bytes are not
+    ///   those that were written.
+    @discardableResult
+    public func disarm(threadsAt threads: [UInt64] = []) throws(InlineDetourError) -> Disarmed {
+        guard handler != nil else { return .clean }
+        return try whilePaused { () throws(InlineDetourError) in
+            if let armed { try restore(armed) }
+            guard let handler else { return .clean }
+            return try zero(handler, threadsAt: threads)
+        }
+    }
+
+    private func restore(_ plan: InlineDetourPlan) throws(InlineDetourError) {
+        let entryPlaces = try places(of: plan.patchAddress, plan.original.count, in: memory)
+        let found = try contents(of: entryPlaces)
+        // A page that was read from its file again has the original bytes.
+        let isOriginal = found == plan.original
+        let isOurs = zip(found, zip(plan.patch, plan.original)).allSatisfy { byte, ours in
+            byte == ours.0 || (isHalfArmed && byte == ours.1)
+        }
+        guard isOriginal || isOurs else { throw .entryChanged(plan.patchAddress) }
+        var changes: [Change] = isOriginal ? [] : [.write(plan.original, over: found, at: entryPlaces)]
+        for (vcpu, registers) in try processors() {
+            guard let target = plan.counterpart(inHandler: registers.rip) else { continue }
+            changes.append(.move(vcpu, registers, to: target))
+        }
+        var isUnfinished = false
+        do throws(InlineDetourError) {
+            try perform(changes) { unfinished in isUnfinished = unfinished }
+        } catch {
+            if isUnfinished { isHalfArmed = true }
+            throw error
+        }
+        armed = nil
+        isHalfArmed = false
+    }
+
+    private func zero(_ plan: InlineDetourPlan, threadsAt threads: [UInt64]) throws(InlineDetourError) -> Disarmed {
+        if plan.relocation.calls {
+            return .handlerKept("the moved instructions hold a call, which may still return into the handler")
+        }
+        if let inside = try processors().first(where: { plan.isInHandler($0.registers.rip) }) {
+            return .handlerKept("\(inside.vcpu) stands in the handler")
+        }
+        if threads.contains(where: plan.isInHandler) {
+            return .handlerKept("a waiting thread will go on in the handler")
+        }
+        let slackPlaces = try places(of: plan.handlerAddress, plan.handler.count, in: memory)
+        let found = try contents(of: slackPlaces)
+        guard found == plan.handler else { return .handlerKept("somebody else changed it") }
+        let zeroes = [UInt8](repeating: 0, count: found.count)
+        try perform([.write(zeroes, over: found, at: slackPlaces)]) { _ in }
+        handler = nil
+        return .clean
+    }
+
+    /// The machine was reset: nothing of the detour is there any more.
+    public func forgetEverything() {
+        armed = nil
+        handler = nil
+        isHalfArmed = false
+    }
+}
