@@ -1,0 +1,66 @@
+import BundledGuest
+import Foundation
+import Testing
+
+extension Integration {
+    /// Sleep, seen from its request to the return, on one processor and on several.
+    @Suite(.serialized)
+    struct SleepTests {
+        @Test("A guest under load sleeps and wakes, again and again, each time seen through", arguments: [1, 2, 4])
+        func sleepsAndWakes(_ processors: Int) throws {
+            var configuration = GuestConfiguration()
+            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
+            defer { unlink(socket) }
+            configuration.extraArguments = ["-smp", String(processors), "-qmp", "unix:\(socket),server=on,wait=off"]
+            let guest = try BundledGuestMachine.ready(configuration)
+            try guest.console.run("load on")
+            let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
+            _ = try vigil.event("attached")
+            let seen = try Operator(path: socket)
+            for round in 0..<3 {
+                let call = try guest.console.start("power user 2 4 0")
+                #expect(try vigil.event("transition-requested").string("transition") == "sleep")
+                while try seen.runState() != .suspended { seen.waitForEvent() }
+                try seen.command("system_wakeup")
+                let outcome = try vigil.event("outcome")
+                #expect(outcome.string("result") == "resumed", "round \(round)")
+                #expect(outcome.string("status") == "0x00000000")
+                #expect(try guest.console.reply(to: call)["status"] == 0)
+            }
+            // One that a driver refuses, in between.
+            try guest.console.run("refuse on")
+            try guest.console.run("power kernel 2 4 0")
+            #expect(try vigil.event("outcome").string("result") == "refused")
+            try guest.console.run("load off")
+            let counts = try guest.console.run("counts")
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+            let end = try vigil.event("detached")
+            #expect(end.int("entries").map(UInt64.init) == counts["entries"])
+            #expect(end.int("returns").map(UInt64.init) == counts["returns"])
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+        }
+
+        @Test("Four callers at once on four processors: each is seen, none is lost, none is stuck")
+        func fourCallers() throws {
+            var configuration = GuestConfiguration()
+            configuration.extraArguments = ["-smp", "4"]
+            let guest = try BundledGuestMachine.ready(configuration)
+            try guest.console.run("refuse on")
+            let vigil = try VigilProcess(["attach", guest.target, "--hold", "100", "--format", "json"])
+            _ = try vigil.event("attached")
+            for _ in 0..<5 {
+                let calls = try (0..<4).map { _ in try guest.console.start("power kernel 5 6 0") }
+                for call in calls { #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3) }
+            }
+            let counts = try guest.console.run("counts")
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+            let events = vigil.outputText.split(separator: "\n").compactMap { VigilEvent(String($0)) }
+            #expect(events.count { $0.name == "transition-requested" } == 20)
+            #expect(events.count { $0.name == "held" } == 20)
+            #expect(events.last?.int("entries").map(UInt64.init) == counts["entries"])
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+        }
+    }
+}
