@@ -58,6 +58,8 @@ public final class BundledGuestMachine {
     public let console: GuestConsole
     /// Where QEMU's QMP socket is, as Vigil's TARGET has it.
     public let target: String
+    /// The path of a second QMP socket, for whoever operates the machine beside Vigil.
+    public let operatorSocket: String
     /// What QEMU itself printed goes there.
     public let logFile: URL
     private let folder: URL
@@ -87,6 +89,8 @@ public final class BundledGuestMachine {
         if configuration.sharesMemory {
             arguments += ["-object", "memory-backend-memfd,id=ram,size=\(configuration.memory)M,share=on"]
         }
+        operatorSocket = folder.appendingPathComponent("operator").path
+        arguments += ["-qmp", "unix:\(operatorSocket),server=on,wait=off"]
         if configuration.usesTCP {
             let port = try Self.freePort()
             arguments += ["-qmp", "tcp:127.0.0.1:\(port),server=on,wait=off"]

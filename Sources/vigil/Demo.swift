@@ -7,7 +7,7 @@ import QEMUHypervisor
 
 struct Demo: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Boot the bundled guest in a real QEMU, attach to it, and see it reboot and power off.",
+        abstract: "Boot the bundled guest in a real QEMU, attach to it, and see it sleep, reboot and power off.",
         discussion: """
             The guest is a small NT-shaped kernel that Vigil attaches to as to any other: through QEMU's QMP \
             socket, knowing nothing of it beforehand. It asks for transitions without privilege, with bad \

@@ -3,6 +3,7 @@ import Foundation
 import HypervisorInterface
 import Introspection
 import PowerTransitions
+import QEMUHypervisor
 
 /// What the demo asks of the guest, one thing after another, and whether Vigil saw it.
 ///
@@ -17,7 +18,7 @@ final class DemoStory: @unchecked Sendable {
     }
 
     /// How many chapters a whole story has.
-    static let length = 6
+    static let length = 7
 
     private static let timeout: TimeInterval = 60
 
@@ -152,6 +153,7 @@ final class DemoStory: @unchecked Sendable {
             held != nil && outcome?.result == .refused && outcome?.status.map(UInt64.init) == reply["status"],
             words(held, outcome))
         _ = try ask("refuse off")
+        try sleep()
 
         reply = try ask("counts")
         let calls = engine.calls
@@ -160,6 +162,21 @@ final class DemoStory: @unchecked Sendable {
             reply["entries"] == UInt64(calls.entries) && reply["returns"] == UInt64(calls.returns),
             "guest \(reply["entries"] ?? 0) entries, \(reply["returns"] ?? 0) returns; "
                 + "Vigil \(calls.entries) and \(calls.returns)")
+    }
+
+    private func sleep() throws {
+        note("guest> power user 2 4 0")
+        let call = try guest.console.start("power user 2 4 0")
+        let held = nextHeld()
+        try QEMUOperator(.unix(path: guest.operatorSocket)).wakeWhenAsleep(within: .seconds(30))
+        note("operator: system_wakeup")
+        let outcome = nextOutcome()
+        let reply = try guest.console.reply(to: call)
+        note("guest: \(reply.result)")
+        add(
+            "a sleep, and the wake from it",
+            held != nil && outcome?.transition == .sleep && outcome?.result == .resumed && reply["status"] == 0,
+            words(held, outcome))
     }
 
     private func goDown(

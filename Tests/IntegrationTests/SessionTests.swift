@@ -14,12 +14,12 @@ extension Integration {
             #expect(!events.contains { $0 == nil }, "every line is a JSON object")
             let names = events.compactMap { $0?.name }
             #expect(names.last == "demo-summary")
-            #expect(events.last??.int("passed") == 6)
+            #expect(events.last??.int("passed") == 7)
             let outcomes = events.compactMap { $0?.name == "outcome" ? $0?.string("result") : nil }
-            #expect(outcomes == ["refused", "reset", "powered-off"])
+            #expect(outcomes == ["refused", "resumed", "reset", "powered-off"])
             #expect(events.allSatisfy { $0?.string("timestamp")?.hasSuffix("Z") == true })
             #expect(names.count { $0 == "request-ignored" } == 2)
-            #expect(names.count { $0 == "transition-requested" } == 3)
+            #expect(names.count { $0 == "transition-requested" } == 4)
         }
 
         @Test("Unprivileged callers and bad arguments change nothing in what comes after")
