@@ -3,13 +3,18 @@
 SWIFT ?= swift
 VIGIL := .build/release/vigil
 
-.PHONY: demo test build setup lint format clean
+.PHONY: demo test bench build setup lint format clean
 
 demo: build
 	@$(VIGIL) demo
 
 test: setup
 	scripts/test
+
+# Options: make bench BENCH="--quick --filter virtual"
+bench: build
+	$(SWIFT) build -c release --package-path Benchmarks --scratch-path .build/benchmarks --product vigil-bench
+	@.build/benchmarks/release/vigil-bench --vigil $(VIGIL) --output .build/bench.json $(BENCH)
 
 build: setup
 	$(SWIFT) build -c release --product vigil
@@ -18,10 +23,10 @@ setup:
 	@scripts/setup
 
 lint:
-	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests Plugins
+	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests Plugins Benchmarks
 
 format:
-	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Plugins
+	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Plugins Benchmarks
 
 clean:
 	$(SWIFT) package clean

@@ -23,6 +23,8 @@ let package = Package(
     products: [
         .executable(name: "vigil", targets: ["vigil"]),
         .library(name: "Vigil", targets: ["Introspection"]),
+        .library(name: "VigilQEMU", targets: ["QEMUHypervisor"]),
+        .library(name: "VigilBundledGuest", targets: ["BundledGuest"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),

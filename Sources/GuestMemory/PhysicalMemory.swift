@@ -45,6 +45,10 @@ public final class PhysicalMemory {
     /// there.
     @usableFromInline let table: UnsafeMutablePointer<RAMRegion>
     @usableFromInline let count: Int
+    /// The largest region, where it is mapped here; empty otherwise. Most loads go there.
+    @usableFromInline let mainBase: UInt64
+    @usableFromInline let mainLength: UInt64
+    @usableFromInline let mainStart: UnsafeRawPointer
 
     private init(regions: [RAMRegion], access: Access) {
         let sorted = regions.sorted { $0.base < $1.base }
@@ -55,6 +59,11 @@ public final class PhysicalMemory {
         count = bySize.count
         table = .allocate(capacity: max(bySize.count, 1))
         table.initialize(from: bySize, count: bySize.count)
+        let main = isMapped ? bySize.first : nil
+        let start = main.flatMap { UnsafeRawPointer(bitPattern: UInt($0.hostAddress)) }
+        mainStart = start ?? UnsafeRawPointer(table)
+        mainBase = main?.base.rawValue ?? 0
+        mainLength = start == nil ? 0 : main?.length ?? 0
     }
 
     deinit { table.deallocate() }

@@ -16,6 +16,72 @@ public struct VirtualMemory: TranslatedMemory {
 
     @inlinable public var pagingMode: PagingMode { space.mode }
 
+    /// Loads an integer at `address`, also across a page boundary; one within a page is read in one piece.
+    @inline(__always) @inlinable public func load<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ type: Value.Type, at address: GuestVirtualAddress
+    ) throws(MemoryError) -> Value {
+        if case .fourLevel = space.mode, let value = loadDirectly(type, at: address) { return value }
+        return try loadByTranslation(type, at: address)
+    }
+
+    @inline(never) @inlinable func loadByTranslation<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ type: Value.Type, at address: GuestVirtualAddress
+    ) throws(MemoryError) -> Value {
+        let size = MemoryLayout<Value>.size
+        let translation = try translate(address)
+        if translation.bytesToPageEnd >= UInt64(size) { return try physical.load(type, at: translation.physical) }
+        var value: Value = 0
+        try withUnsafeMutablePointer(to: &value) { (pointer) throws(MemoryError) in
+            try read(at: address, into: UnsafeMutableRawBufferPointer(start: pointer, count: size))
+        }
+        return Value(littleEndian: value)
+    }
+
+    /// The usual load: 4 levels, tables and page in the largest region, nothing reserved set, a 4 KiB or 2 MiB
+    /// page. nil for all else, errors included: `translate` is what decides.
+    @inline(__always) @inlinable func loadDirectly<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ type: Value.Type, at address: GuestVirtualAddress
+    ) -> Value? {
+        let raw = address.rawValue
+        let start = physical.mainStart
+        let base = physical.mainBase
+        let length = physical.mainLength
+        let mask = PageTableEntry.addressMask
+        // P set; PS and, without EFER.NXE, bit 63 clear.
+        let noExecution: UInt64 = space.executeDisableEnabled ? 0 : 1 << 63
+        guard UInt64(bitPattern: (Int64(bitPattern: raw) &<< 16) &>> 16) == raw, length >= 4096 else { return nil }
+        let last = length &- 8
+        var place = (space.root & mask | (raw &>> 36) & 0xff8) &- base
+        guard place <= last else { return nil }
+        var entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
+        guard entry & (noExecution | 0x81) == 1 else { return nil }
+        place = (entry & mask | (raw &>> 27) & 0xff8) &- base
+        guard place <= last else { return nil }
+        entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
+        guard entry & (noExecution | 0x81) == 1 else { return nil }
+        place = (entry & mask | (raw &>> 18) & 0xff8) &- base
+        guard place <= last else { return nil }
+        entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
+        let offset: UInt64
+        if entry & (noExecution | 0x81) == 1 {
+            place = (entry & mask | (raw &>> 9) & 0xff8) &- base
+            guard place <= last else { return nil }
+            entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
+            guard entry & (noExecution | 1) == 1 else { return nil }
+            offset = raw & 0xfff
+        } else {
+            // 2 MiB: bits 20 to 13 are reserved.
+            guard entry & (noExecution | 0x1f_e081) == 0x81 else { return nil }
+            entry &= ~0x1f_ffff
+            offset = raw & 0x1f_ffff
+        }
+        let size = UInt64(truncatingIfNeeded: MemoryLayout<Value>.size)
+        guard raw & 0xfff <= 4096 &- size else { return nil }
+        place = (entry & mask | offset) &- base
+        guard place <= length &- size else { return nil }
+        return Value(littleEndian: start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: Value.self))
+    }
+
     /// Where `address` is now, and with which rights.
     /// - Throws: `notPresent` with the entry that is not; `reservedBits` for entries that a processor rejects;
     ///   `notRAM` where a table lies outside RAM; `notCanonical`. That the page itself is RAM is found out by

@@ -122,6 +122,8 @@ extension QEMUMachine: VirtualMachine {
         while let reply = try stub?.takeStop() {
             switch reply {
             case .trap(let thread, let watch):
+                // QEMU has selected the thread that stopped.
+                selectedThread = nil
                 return .stop(
                     Stop(
                         vcpu: VCPU(thread - 1),
