@@ -1,5 +1,6 @@
 import Foundation
 import Glibc
+import Synchronization
 
 /// The bundled guest's serial console: one command a line, one final line that begins with `ok` or `error`.
 ///
@@ -39,7 +40,8 @@ public final class GuestConsole {
 
     private let descriptor: Int32
     private var buffer: [UInt8] = []
-    private var nextNumber = 1
+    /// Unlike those of other consoles: a guest that resumes from hibernation answers what it was asked before.
+    private static let lastNumber = Mutex(0)
     /// Commands under way that answer with lines before their final one. Those lines carry no number.
     private var printing: Set<Int> = []
     private var details: [String] = []
@@ -77,8 +79,10 @@ public final class GuestConsole {
     /// Sends a command.
     /// - Returns: the number by which its answer is known.
     public func start(_ command: String) throws -> Int {
-        let number = nextNumber
-        nextNumber += 1
+        let number = Self.lastNumber.withLock { last in
+            last += 1
+            return last
+        }
         if ["help", "symbols", "threads"].contains(command) { printing.insert(number) }
         let bytes = Array("#\(number) \(command)\n".utf8)
         var done = 0
