@@ -57,14 +57,10 @@ extension Integration {
 
         @Test("A second Vigil on another socket of the same QEMU is refused, and the first goes on")
         func secondVigil() throws {
-            var configuration = GuestConfiguration()
-            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(socket) }
-            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
-            let guest = try BundledGuestMachine.ready(configuration)
+            let guest = try BundledGuestMachine.ready()
             let first = try VigilProcess(["attach", guest.target, "--format", "json"])
             _ = try first.event("attached")
-            let second = try VigilProcess.run("attach", "qemu:\(socket)", "--format", "json")
+            let second = try VigilProcess.run("attach", "qemu:\(guest.operatorSocket)", "--format", "json")
             #expect(second.status == 5)
             try guest.console.run("refuse on")
             try guest.console.run("power user 5 6 0")
@@ -89,14 +85,11 @@ extension Integration {
         func booting() throws {
             var configuration = GuestConfiguration()
             configuration.startsPaused = true
-            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(socket) }
-            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
             let guest = try BundledGuestMachine(configuration)
             try guest.waitForSocket()
             let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
             _ = try vigil.event("waiting")
-            try Operator(path: socket).command("cont")
+            try Operator(path: guest.operatorSocket).command("cont")
             _ = try vigil.event("attached")
             vigil.send(SIGINT)
             #expect(vigil.exitStatus() == 0)

@@ -25,15 +25,8 @@ extension Integration {
 
         @Test("inspect neither stops a running guest nor adds a chardev to it")
         func running() throws {
-            var configuration = GuestConfiguration()
-            // A second monitor sees what happens while Vigil has the first.
-            let log = FileManager.default.temporaryDirectory.appendingPathComponent("vigil-trace-\(UUID().uuidString)")
-            defer { try? FileManager.default.removeItem(at: log) }
-            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(socket) }
-            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
-            let guest = try BundledGuestMachine.ready(configuration)
-            let seen = try Operator(path: socket)
+            let guest = try BundledGuestMachine.ready()
+            let seen = try Operator(path: guest.operatorSocket)
             let chardevs = try seen.chardevs()
             let result = try VigilProcess.run("inspect", guest.target)
             #expect(result.status == 0, "\(result.errors)")

@@ -108,14 +108,10 @@ extension Integration {
 
         @Test("A reset from outside is unannounced, and the kernel that comes up is attached to again")
         func hostReset() throws {
-            var configuration = GuestConfiguration()
-            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(socket) }
-            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
-            let guest = try BundledGuestMachine.ready(configuration)
+            let guest = try BundledGuestMachine.ready()
             let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
             let first = try vigil.event("attached")
-            try Operator(path: socket).command("system_reset")
+            try Operator(path: guest.operatorSocket).command("system_reset")
             #expect(try vigil.event("unannounced").string("what") == "reset")
             let second = try vigil.event("attached")
             #expect(first.string("kernelBase") != second.string("kernelBase"))
@@ -129,15 +125,11 @@ extension Integration {
 
         @Test("An operator's stop and start in the middle of a session are theirs, and Vigil goes on")
         func operatorStopsAndStarts() throws {
-            var configuration = GuestConfiguration()
-            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(socket) }
-            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
-            let guest = try BundledGuestMachine.ready(configuration)
+            let guest = try BundledGuestMachine.ready()
             try guest.console.run("refuse on")
             let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
             _ = try vigil.event("attached")
-            let seen = try Operator(path: socket)
+            let seen = try Operator(path: guest.operatorSocket)
             for _ in 0..<3 {
                 try seen.command("stop")
                 #expect(try seen.runState() == .paused)

@@ -9,15 +9,11 @@ extension Integration {
     struct SleepTests {
         @Test("A guest under load sleeps and wakes, again and again, each time seen through")
         func sleepsAndWakes() throws {
-            var configuration = GuestConfiguration()
-            let socket = "/tmp/vigil-second-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(socket) }
-            configuration.extraArguments = ["-qmp", "unix:\(socket),server=on,wait=off"]
-            let guest = try BundledGuestMachine.ready(configuration)
+            let guest = try BundledGuestMachine.ready()
             try guest.console.run("load on")
             let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
             _ = try vigil.event("attached")
-            let seen = try Operator(path: socket)
+            let seen = try Operator(path: guest.operatorSocket)
             for round in 0..<3 {
                 let call = try guest.console.start("power user 2 4 0")
                 #expect(try vigil.event("transition-requested").string("transition") == "sleep")
