@@ -215,6 +215,12 @@ public final class GuestEffects {
         try machine.insert(site)
     }
 
+    /// Lets the machine forget a watched access of a vCPU, while its watch is still set.
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
+        try announce(.step(vcpu))
+        try machine.settleAccess(of: vcpu)
+    }
+
     public func setRegisters(
         of vcpu: VCPU, from old: Registers, to new: Registers
     ) throws(HypervisorError) {

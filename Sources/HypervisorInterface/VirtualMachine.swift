@@ -99,6 +99,10 @@ public protocol ControllableMachine: VirtualMachine {
     /// Executes one instruction on one vCPU of a stopped machine while the others stand.
     func step(_ vcpu: VCPU) throws(HypervisorError)
 
+    /// Lets the machine forget an access to a watched place that has been dealt with. The machine stands, and
+    /// may execute one instruction of that vCPU.
+    func settleAccess(of vcpu: VCPU) throws(HypervisorError)
+
     func insert(_ site: BreakpointSite) throws(HypervisorError)
     func remove(_ site: BreakpointSite) throws(HypervisorError)
 
@@ -118,6 +122,9 @@ extension ControllableMachine {
 
     /// A machine whose witness cannot go away.
     public func abandonWitness() {}
+
+    /// A machine that remembers nothing of an access.
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {}
 
     /// A machine whose RAM is at hand.
     public var writesDataWhileRunning: Bool { true }

@@ -135,6 +135,7 @@ public final class PowerGuard {
         guard let index = calls.firstIndex(where: { $0.isWatched && $0.hasReturned(registers) }) else { return }
         let call = calls.remove(at: index)
         counts.returns += 1
+        try control { () throws(HypervisorError) in try detour.effects.settleAccess(of: vcpu) }
         try stopWatching(call)
         let status = UInt32(truncatingIfNeeded: registers.rax)
         switch call.role {

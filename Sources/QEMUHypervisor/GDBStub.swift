@@ -206,22 +206,25 @@ final class GDBStub {
     }
 
     /// Executes one instruction on a thread while the others stand.
-    func step(thread: Int) throws(HypervisorError) {
+    /// - Returns: the thread that the stop names: with several vCPUs another one's stop can end the step early.
+    func step(thread: Int) throws(HypervisorError) -> Int {
         isStanding = false
         startsToBeReported += 1
         // Never "s" or "vCont;s:…;c": both let the other vCPUs run past breakpoints.
         try socket.write(GDBPacket.frame("vCont;s:\(String(thread, radix: 16))"))
-        try awaitStop(for: "a single step to end")
+        let stop = try awaitStop(for: "a single step to end")
         stopsToBeReported += 1
+        if case .trap(let stopped, _) = stop { return stopped }
+        return thread
     }
 
-    private func awaitStop(for purpose: String) throws(HypervisorError) {
+    private func awaitStop(for purpose: String) throws(HypervisorError) -> GDBStopReply {
         let deadline = ContinuousClock.now + Self.answerTimeout
         while true {
             let reply = try receivePacket(until: deadline, for: purpose)
-            if GDBStopReply(reply) != nil {
+            if let stop = GDBStopReply(reply) {
                 isStanding = true
-                return
+                return stop
             }
         }
     }

@@ -177,9 +177,29 @@ extension QEMUMachine: ControllableMachine {
         }
     }
 
+    /// How often a step is tried that another vCPU's stop can end before its time.
+    private static let stepAttempts = 8
+
     public func step(_ vcpu: VCPU) throws(HypervisorError) {
-        selectedThread = nil
-        try control().step(thread: vcpu.index + 1)
+        let thread = vcpu.index + 1
+        let before = vcpuCount > 1 ? try registers(of: vcpu).rip : nil
+        for _ in 0..<Self.stepAttempts {
+            selectedThread = nil
+            let stopped = try control().step(thread: thread)
+            lastStopped = VCPU(stopped - 1)
+            guard let before else { return }
+            // Of two vCPUs that stopped at once, QEMU reports one and remembers that it was asked to stop once
+            // more, which ends the next run before it began. An instruction may also leave RIP as it was (a
+            // repeated one does): to do that again harms nobody.
+            if stopped == thread, try registers(of: vcpu).rip != before { return }
+        }
+    }
+
+    /// Of several vCPUs that met a watch at once, QEMU reports one and forgets that access. Another's stays in
+    /// mind (`CPUState.watchpoint_hit`), and from then on that vCPU's every access to a page with a watch on it
+    /// stops it; an interrupt delivered there ends QEMU in an assertion. A stop of its own makes QEMU forget.
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
+        if lastStopped != vcpu { try step(vcpu) }
     }
 
     public func insert(_ site: BreakpointSite) throws(HypervisorError) { try control().insert(site) }

@@ -20,6 +20,8 @@ public final class QEMUMachine {
     /// The gdbstub's thread that `g` and `P` work on now.
     var selectedThread: Int?
     public internal(set) var vcpuCount = 0
+    /// The vCPU that the last stop named: what QEMU remembers of its watched access ended with that.
+    var lastStopped: VCPU?
     /// A STOP that was not ours has been seen, and no start since.
     var isStoppedByOperator = false
     /// Set where the guardian's executable is known: the program and its leading arguments.
@@ -124,6 +126,7 @@ extension QEMUMachine: VirtualMachine {
             case .trap(let thread, let watch):
                 // QEMU has selected the thread that stopped.
                 selectedThread = nil
+                lastStopped = VCPU(thread - 1)
                 return .stop(
                     Stop(
                         vcpu: VCPU(thread - 1),

@@ -44,6 +44,13 @@ extension Integration {
             try expectWholeSession(configuration, memory: "monitor")
         }
 
+        @Test("vCPUs that the guest has not started do no harm")
+        func idleProcessors() throws {
+            var configuration = GuestConfiguration()
+            configuration.extraArguments = ["-smp", "3"]
+            try expectWholeSession(configuration, memory: "mapped")
+        }
+
         @Test("Machine type q35 works as pc does")
         func q35() throws {
             var configuration = GuestConfiguration()

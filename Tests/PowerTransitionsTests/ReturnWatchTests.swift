@@ -54,6 +54,19 @@ import WindowsGuest
         #expect(test.powerGuard.counts.unwatched == 0 && test.machine.sites.contains(test.guest.watch(of: next)))
     }
 
+    @Test("A return's access is settled before its watch is removed")
+    func settled() throws {
+        let test = try GuardedGuest()
+        let call = test.guest.call(5, 6)
+        try test.enter(call)
+        test.machine.clearLog()
+        try test.leave(call, status: 0xc000_0001)
+        let watch = test.guest.watch(of: call)
+        #expect(test.machine.actions.prefix(2) == [.settled(VCPU(0)), .removed(watch)])
+        // Whoever settles it may have to step: the guardian knows of the stop before that.
+        #expect(test.machine.announcements.prefix(2) == [.step(VCPU(0)), .remove(watch)])
+    }
+
     @Test("An outcome that nothing watches is given up after a minute, and not before")
     func givenUp() throws {
         let test = try GuardedGuest()

@@ -129,11 +129,19 @@ import Testing
     func steps() throws {
         let peer = ScriptedPeer { peer in peer.expect("vCont;s:b", reply: "T05thread:0b;") }
         let stub = Self.stub(peer)
-        try stub.step(thread: 11)
+        #expect(try stub.step(thread: 11) == 11)
         #expect(stub.isStanding && stub.startsToBeReported == 1 && stub.stopsToBeReported == 1)
         #expect(try stub.takeStop() == nil)
         peer.finish()
         #expect(peer.surprises == [])
+    }
+
+    @Test("A step that another thread's stop ended early says so")
+    func stepEndedEarly() throws {
+        let peer = ScriptedPeer { peer in peer.expect("vCont;s:2", reply: "T05thread:03;awatch:1000;") }
+        let stub = Self.stub(peer)
+        #expect(try stub.step(thread: 2) == 3)
+        peer.finish()
     }
 
     @Test("A resumed machine runs until its next stop, which is counted as one that QEMU will report")

@@ -16,6 +16,7 @@ public final class FakeMachine {
         case inserted(BreakpointSite)
         case removed(BreakpointSite)
         case stepped(VCPU)
+        case settled(VCPU)
         case wroteRegisters(VCPU, Registers)
         case wroteCode(GuestPhysicalAddress, [UInt8])
         case wroteData(GuestPhysicalAddress, [UInt8])
@@ -217,6 +218,11 @@ extension FakeMachine: ControllableMachine {
         demand(registers[vcpu.index] == old, "registers written from others than they are")
         registers[vcpu.index] = new
         log.append(.wroteRegisters(vcpu, new))
+    }
+
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
+        demand(stands, "an access of a running machine is settled")
+        log.append(.settled(vcpu))
     }
 
     public func step(_ vcpu: VCPU) throws(HypervisorError) {

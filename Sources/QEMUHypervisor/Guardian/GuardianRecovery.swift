@@ -109,7 +109,8 @@ struct GuardianRecovery {
             let registers = try RegisterCodec(description).decode(try stub.readRegisters())
             if case .execution(let address) = entry, registers.rip == address.rawValue {
                 try stub.remove(entry)
-                try stub.step(thread: thread)
+                // One that another vCPU's stop ended early is tried again at the next stop.
+                _ = try stub.step(thread: thread)
                 try stub.insert(entry)
             }
         }
