@@ -10,6 +10,7 @@
 
 #define ATA_SECTOR 512u
 #define ATA_COMMAND_SECTORS 128u // at most, in one call
+#define ATA_BLOCK_SECTORS 16u    // between two waits: each is a turn of the host's own disk
 
 #define ATA_DATA 0x1F0
 #define ATA_COUNT 0x1F2
@@ -24,8 +25,9 @@
 #define ATA_REQUEST 0x08
 #define ATA_ERROR 0x01
 
-#define ATA_READ_SECTORS 0x20
-#define ATA_WRITE_SECTORS 0x30
+#define ATA_READ_MULTIPLE 0xC4
+#define ATA_WRITE_MULTIPLE 0xC5
+#define ATA_SET_MULTIPLE 0xC6
 #define ATA_FLUSH_CACHE 0xE7
 #define ATA_IDENTIFY 0xEC
 
@@ -81,28 +83,39 @@ ATA_INLINE int AtaBegin(uint8_t command, uint32_t sector, uint32_t count)
     return 1;
 }
 
+// Begins a command that moves blocks of sectors.
+ATA_INLINE int AtaBeginBlocks(uint8_t command, uint32_t sector, uint32_t count)
+{
+    return AtaBegin(ATA_SET_MULTIPLE, 0, ATA_BLOCK_SECTORS) && AtaWait(ATA_READY) &&
+           AtaBegin(command, sector, count);
+}
+
 ATA_INLINE int AtaRead(uint32_t sector, void *to, uint32_t count)
 {
-    if (!AtaBegin(ATA_READ_SECTORS, sector, count))
+    if (!AtaBeginBlocks(ATA_READ_MULTIPLE, sector, count))
         return 0;
-    while (count--) {
-        uint32_t words = ATA_SECTOR / 4;
+    while (count) {
+        uint32_t block = count < ATA_BLOCK_SECTORS ? count : ATA_BLOCK_SECTORS;
+        uint32_t words = block * ATA_SECTOR / 4;
         if (!AtaWait(ATA_REQUEST))
             return 0;
         __asm__ volatile("cld; rep insl" : "+D"(to), "+c"(words) : "d"(ATA_DATA) : "memory");
+        count -= block;
     }
     return 1;
 }
 
 ATA_INLINE int AtaWrite(uint32_t sector, const void *from, uint32_t count)
 {
-    if (!AtaBegin(ATA_WRITE_SECTORS, sector, count))
+    if (!AtaBeginBlocks(ATA_WRITE_MULTIPLE, sector, count))
         return 0;
-    while (count--) {
-        uint32_t words = ATA_SECTOR / 4;
+    while (count) {
+        uint32_t block = count < ATA_BLOCK_SECTORS ? count : ATA_BLOCK_SECTORS;
+        uint32_t words = block * ATA_SECTOR / 4;
         if (!AtaWait(ATA_REQUEST))
             return 0;
         __asm__ volatile("cld; rep outsl" : "+S"(from), "+c"(words) : "d"(ATA_DATA) : "memory");
+        count -= block;
     }
     return AtaWait(ATA_READY);
 }
