@@ -12,8 +12,8 @@ public enum DetourError: Error, Sendable {
     case noSlack(DiscoveryError)
     /// The place for the handler has become something else since it was chosen.
     case slackInUse(GuestVirtualAddress)
-    /// As many callers as the handler has slots are held.
-    case noFreeSlot
+    /// As many callers are held as there are slots.
+    case noFreeSlot(slots: Int)
     /// The caller is not in a state in which it may wait.
     case cannotWait(String)
     case invalidDataSize(DetourHandler.PublicData, size: Int, allowed: Int)
@@ -27,7 +27,7 @@ extension DetourError: CustomStringConvertible {
         case .noDebugRegister: "all debug registers are in use"
         case .noSlack(let error): "no room for the handler in the kernel's image: \(error)"
         case .slackInUse(let address): "the kernel's slack at \(address) is not zero any more, so it is left alone"
-        case .noFreeSlot: "\(DetourHandler.slots) callers are held already"
+        case .noFreeSlot(let slots): "\(slots) callers are held already"
         case .cannotWait(let why): "the caller cannot be held: \(why)"
         case .invalidDataSize(let data, let size, let allowed):
             "\(size) bytes do not fit into \(data.rawValue) (\(allowed) bytes)"

@@ -3,46 +3,46 @@ import HypervisorInterface
 import WindowsGuest
 import X86
 
-/// What the guest offers a waiting caller.
-public struct WaitingMeans: Equatable, Sendable {
-    /// The guest's `KeDelayExecutionThread`; without it, a caller spins.
-    public var delayFunction: GuestVirtualAddress?
-    /// The guest's shared user data, for the lease.
-    public var sharedData: GuestVirtualAddress?
-
-    public init(delayFunction: GuestVirtualAddress?, sharedData: GuestVirtualAddress?) {
-        self.delayFunction = delayFunction
-        self.sharedData = sharedData
-    }
-}
-
 /// Interception of a guest function that changes nothing in the guest while it is merely armed.
 ///
 /// A breakpoint stands on the function's entry. A caller that is not held is stepped over it. A caller that
-/// is to wait is sent into the handler, which is written for that purpose into zeroed slack of the kernel's
-/// image, comes back to the entry when it may go, and is recognised there by its stack pointer; the handler
-/// is zeroed when nobody is in it.
+/// is to wait is sent off, comes back to the entry when its time is over, and is recognised there by its stack
+/// pointer. It waits in a call of the guest's own delay function (`DelayCall`), or in the handler, which is
+/// written for that purpose into zeroed slack of the kernel's image and zeroed again when nobody is in it.
 public final class PatchlessDetour {
     /// The guest's own time that callers wait without a sign of life before they go by themselves.
     public static let leaseLimit = Duration.seconds(2)
-    /// How long one of the waiting caller's naps is.
+    /// How long one of the naps is that a caller takes in the handler.
     public static let delayInterval = Duration.milliseconds(5)
+    /// The longest delay that a caller is sent into without a handler: nothing but the delay's end brings it
+    /// back, whoever waits for it.
+    public static let longestDelay = Duration.milliseconds(100)
+    /// How many callers can wait in delays of their own at once.
+    static let delaySlots = 64
 
-    /// A caller in the handler.
+    /// A caller that was sent off.
     public struct Holder: Equatable, Sendable {
         public var slot: Int
-        /// The caller's registers at the entry, as they are there again when it comes back.
+        /// The caller's registers at the entry.
         public var registers: Registers
+        /// Its stack pointer when it comes back to the entry.
+        public var arrivalRSP: UInt64
         /// Its wait byte has been cleared.
         public var isReleased = false
+
+        /// It waits in a delay, and has not its own registers when it comes back.
+        public var isInDelay: Bool { arrivalRSP != registers.rsp }
     }
 
     public let entry: GuestVirtualAddress
     public let effects: GuestEffects
     public let debugRegisters: DebugRegisterTable
     public private(set) var holders: [Holder] = []
+    /// A caller whose registers are being changed. Set outside of that, it was left so by an error.
+    private var atWork: (slot: Int, caller: Registers, vcpu: VCPU)?
 
     private let memory: KernelMemory
+    private let waiting: WaitingWay
     private let means: WaitingMeans
     private let slack: GuestVirtualAddress?
     private let handler = DetourHandler()
@@ -50,15 +50,17 @@ public final class PatchlessDetour {
     private var leaseByte: UInt8 = 1
 
     /// - Parameters:
-    ///   - slack: where the handler may be written; without it callers cannot be held.
+    ///   - waiting: how callers that are held wait.
+    ///   - slack: where the handler may be written, where callers wait in it.
     public init(
         entry: GuestVirtualAddress, effects: GuestEffects, debugRegisters: DebugRegisterTable, memory: KernelMemory,
-        slack: GuestVirtualAddress?, means: WaitingMeans
+        waiting: WaitingWay, slack: GuestVirtualAddress?, means: WaitingMeans
     ) {
         self.entry = entry
         self.effects = effects
         self.debugRegisters = debugRegisters
         self.memory = memory
+        self.waiting = waiting
         self.slack = slack
         self.means = means
     }
@@ -90,46 +92,123 @@ public final class PatchlessDetour {
 
     // MARK: Holding
 
-    /// Sends a caller that stands at the entry into the handler, where it waits until released.
-    /// - Throws: before anything of the caller was changed.
-    public func hold(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) -> Holder {
+    /// Sends off a caller that stands at the entry.
+    /// - Parameter duration: how long it is going to wait, where that is known now.
+    /// - Throws: with the caller as it was.
+    public func hold(
+        _ vcpu: VCPU, _ registers: Registers, for duration: Duration = longestDelay
+    ) throws(DetourError) -> Holder {
         guard registers.interruptsEnabled else { throw .cannotWait("its interrupts are off") }
         guard registers.control.cr8 == 0 else { throw .cannotWait("its IRQL is \(registers.control.cr8)") }
-        guard let slot = (0..<DetourHandler.slots).first(where: { slot in !holders.contains { $0.slot == slot } })
-        else { throw .noFreeSlot }
+        let slots = waiting == .delay ? Self.delaySlots : DetourHandler.slots
+        guard let slot = (0..<slots).first(where: { slot in !holders.contains { $0.slot == slot } })
+        else { throw .noFreeSlot(slots: slots) }
 
+        var holder = Holder(slot: slot, registers: registers, arrivalRSP: registers.rsp)
+        switch waiting {
+        case .delay:
+            try send(registers, slot: slot, on: vcpu, current: registers, for: duration)
+            holder.arrivalRSP = registers.rsp &- DelayCall.arrivalOffset
+        case .handler:
+            try sendIntoHandler(vcpu, registers, slot: slot)
+        }
+        holders.append(holder)
+        return holder
+    }
+
+    private func send(
+        _ caller: Registers, slot: Int, on vcpu: VCPU, current: Registers, for duration: Duration
+    ) throws(DetourError) {
+        let delay = try delayCall()
+        atWork = (slot, caller, vcpu)
+        do throws(DetourError) {
+            try delay.send(
+                caller, slot: slot, on: vcpu, current: current, for: min(duration, Self.longestDelay))
+            atWork = nil
+        } catch {
+            // Any other error left the caller as it was.
+            if case .hypervisor = error { throw error }
+            atWork = nil
+            throw error
+        }
+    }
+
+    /// Gives a caller its own registers whose sending off, or taking back, an error has interrupted.
+    /// The machine stands.
+    public func finishInterruptedWork() throws(DetourError) {
+        guard let (slot, caller, vcpu) = atWork else { return }
+        atWork = nil
+        holders.removeAll { $0.slot == slot }
+        try control { () throws(HypervisorError) in
+            let current = try effects.machine.registers(of: vcpu)
+            try effects.setRegisters(of: vcpu, from: current, to: caller)
+            try effects.noteRelease(slot: slot)
+        }
+    }
+
+    private func delayCall() throws(DetourError) -> DelayCall {
+        guard let function = means.delayFunction else {
+            throw .cannotWait("the kernel's KeDelayExecutionThread was not found")
+        }
+        guard let push = means.push else { throw .cannotWait("no push instruction was found in the kernel") }
+        return DelayCall(entry: entry, function: function, push: push, effects: effects, memory: memory)
+    }
+
+    private func sendIntoHandler(_ vcpu: VCPU, _ registers: Registers, slot: Int) throws(DetourError) {
         let location = if let present = self.location { present } else { try writeHandler() }
         try setWaitByte(of: slot, to: 1, at: location)
-        let holder = Holder(slot: slot, registers: registers)
         var inHandler = registers
         inHandler.rip = location.address.rawValue &+ UInt64(handler.stubOffset(slot: slot))
         try control { () throws(HypervisorError) in
             try effects.noteHold(HeldCaller(slot: slot, registers: registers))
             try effects.setRegisters(of: vcpu, from: registers, to: inHandler)
         }
-        holders.append(holder)
-        return holder
     }
 
-    /// Tells a held caller to go. The machine need not stand: it is one byte.
+    /// Tells a held caller to go. The machine need not stand: it is one byte, or none where the caller comes
+    /// back from its delay anyway.
     public func release(slot: Int) throws(DetourError) {
-        guard let index = holders.firstIndex(where: { $0.slot == slot }), let location else { return }
-        try setWaitByte(of: slot, to: 0, at: location)
+        guard let index = holders.firstIndex(where: { $0.slot == slot }) else { return }
+        if !holders[index].isInDelay {
+            guard let location else { return }
+            try setWaitByte(of: slot, to: 0, at: location)
+        }
         holders[index].isReleased = true
     }
 
     /// The held caller that stands at the entry again with these registers, if it is one.
     public func returningHolder(_ registers: Registers) -> Holder? {
         guard registers.rip == entry.rawValue else { return nil }
-        return holders.first { $0.registers.rsp == registers.rsp }
+        return holders.first { $0.arrivalRSP == registers.rsp }
     }
 
-    /// Notes that a caller came out of the handler. With the last one gone, the handler goes too.
-    /// The machine stands.
-    public func noteReturn(of holder: Holder) throws(DetourError) {
+    /// Sends a caller off again that came back before its time was over. The machine stands.
+    /// - Returns: false where that is not possible, or not called for: it has to be taken back then.
+    public func sendAgain(
+        _ holder: Holder, _ vcpu: VCPU, _ registers: Registers, for duration: Duration
+    ) throws(DetourError) -> Bool {
+        guard holder.isInDelay, !holder.isReleased else { return false }
+        do throws(DetourError) {
+            try send(holder.registers, slot: holder.slot, on: vcpu, current: registers, for: duration)
+            return true
+        } catch {
+            if case .hypervisor = error { throw error }
+            return false
+        }
+    }
+
+    /// Takes a caller back that stands at the entry again: it has its own registers then. With the last one
+    /// out of the handler, the handler goes too. The machine stands.
+    public func takeBack(_ holder: Holder, _ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
         holders.removeAll { $0.slot == holder.slot }
-        try control { () throws(HypervisorError) in try effects.noteRelease(slot: holder.slot) }
-        if holders.isEmpty { try zeroHandler() }
+        if holder.isInDelay {
+            atWork = (holder.slot, holder.registers, vcpu)
+            try delayCall().takeBack(holder.registers, slot: holder.slot, on: vcpu, current: registers)
+            atWork = nil
+        } else {
+            try control { () throws(HypervisorError) in try effects.noteRelease(slot: holder.slot) }
+            if holders.isEmpty { try zeroHandler() }
+        }
     }
 
     /// Takes the handler out, if nobody is in it. The machine stands.
@@ -139,7 +218,7 @@ public final class PatchlessDetour {
 
     /// Tells waiting callers that Vigil lives. To be called well within `leaseLimit`.
     public func renewLease() throws(DetourError) {
-        guard let location, !holders.isEmpty else { return }
+        guard let location else { return }
         leaseByte = leaseByte == .max ? 1 : leaseByte + 1
         try modifyPublicData(.lease, to: [leaseByte], at: location)
     }
@@ -148,6 +227,7 @@ public final class PatchlessDetour {
     public func forgetEverything() throws(DetourError) {
         let slots = holders.map(\.slot)
         holders = []
+        atWork = nil
         location = nil
         try control { () throws(HypervisorError) in
             for slot in slots { try effects.noteRelease(slot: slot) }

@@ -1,16 +1,35 @@
 import GuestMemory
 import X86
 
-/// A caller that Vigil keeps in the detour's handler.
+/// A caller that Vigil keeps waiting in the guest.
 public struct HeldCaller: Equatable, Sendable {
-    /// Which of the handler's wait bytes is this caller's.
+    /// How a caller waits that is sent into a function of the guest and gets its registers back afterwards.
+    public struct Delay: Equatable, Sendable {
+        /// The intercepted function's entry, which the caller comes back to.
+        public var entry: GuestVirtualAddress
+        /// Its stack pointer when it comes back.
+        public var arrivalRSP: UInt64
+        /// Where it stands while it is being sent off, or put back.
+        public var vcpu: VCPU
+
+        public init(entry: GuestVirtualAddress, arrivalRSP: UInt64, vcpu: VCPU) {
+            self.entry = entry
+            self.arrivalRSP = arrivalRSP
+            self.vcpu = vcpu
+        }
+    }
+
+    /// A number of its own; in the handler, which of the wait bytes is this caller's.
     public var slot: Int
     /// The caller's registers at the function's entry.
     public var registers: Registers
+    /// Nil for one that waits in the detour's handler, which keeps the registers itself.
+    public var delay: Delay?
 
-    public init(slot: Int, registers: Registers) {
+    public init(slot: Int, registers: Registers, delay: Delay? = nil) {
         self.slot = slot
         self.registers = registers
+        self.delay = delay
     }
 }
 
@@ -52,9 +71,12 @@ public enum Effect: Equatable, Sendable {
     case writeData(GuestPhysicalAddress, count: Int)
     /// The handler is about to be written, or, with nil, has been zeroed.
     case handler(HandlerLocation?)
-    /// A caller is about to be sent into the handler.
+    /// A caller is about to be sent into the handler; or the registers of one that waits in a delay are
+    /// about to be changed.
     case hold(HeldCaller)
-    /// A caller came out of the handler.
+    /// A caller that waits in a delay has its registers for that: it comes back by itself.
+    case sentOff(slot: Int)
+    /// A caller came out of the handler, or has its registers back.
     case release(slot: Int)
 }
 
@@ -215,6 +237,13 @@ public final class GuestEffects {
         try machine.insert(site)
     }
 
+    /// Executes one instruction on a vCPU of the standing machine. No breakpoint guards it.
+    public func step(_ vcpu: VCPU) throws(HypervisorError) {
+        try announce(.step(vcpu))
+        counts.steps += 1
+        try machine.step(vcpu)
+    }
+
     /// Lets the machine forget a watched access of a vCPU, while its watch is still set.
     public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
         try announce(.step(vcpu))
@@ -248,10 +277,13 @@ public final class GuestEffects {
     /// Tells the witnesses that a handler is about to be written, or (nil) that it has been zeroed.
     public func noteHandler(_ location: HandlerLocation?) throws(HypervisorError) { try announce(.handler(location)) }
 
-    /// Tells the witnesses that a caller is about to be sent into the handler.
+    /// Tells the witnesses that a caller is about to be sent into the handler, or to get other registers.
     public func noteHold(_ caller: HeldCaller) throws(HypervisorError) { try announce(.hold(caller)) }
 
-    /// Tells the witnesses that a caller came out of the handler.
+    /// Tells the witnesses that a caller has the registers with which it waits.
+    public func noteSentOff(slot: Int) throws(HypervisorError) { try announce(.sentOff(slot: slot)) }
+
+    /// Tells the witnesses that a caller came out of the handler, or has its registers back.
     public func noteRelease(slot: Int) throws(HypervisorError) { try announce(.release(slot: slot)) }
 
     /// Removes everything that would stop the machine.

@@ -13,6 +13,8 @@ public struct EngineOptions {
     public var patienceWithStrangers = Duration.seconds(5)
     public var patterns: [FunctionPatterns] = []
     public var guardOptions = PowerGuardOptions()
+    /// How held callers wait.
+    public var waiting = WaitingWay.delay
 
     public init() {}
 }
@@ -144,7 +146,7 @@ public final class Engine {
         let slack = try? survey.slack.get().address
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
-            memory: survey.kernel.memory, slack: slack, means: survey.means)
+            memory: survey.kernel.memory, waiting: options.waiting, slack: slack, means: survey.means)
         var failure: DetourError?
         let armFunction = { () throws(HypervisorError) in
             do throws(DetourError) { try function.arm() } catch { failure = error }
@@ -245,10 +247,21 @@ public final class Engine {
     private func leave(_ reason: Detachment.Reason, quietly: Bool) throws(EngineError) {
         var callersLeft = 0
         if hasControl, case .asked = reason {
-            if let current = powerGuard { callersLeft = try letCallersOut(current) }
-            try takeEverythingOut()
-            // An error while a stop was handled: nothing else would ever let the guest run on.
-            if isAtStop { try resumeFromStop() }
+            if let current = powerGuard {
+                try detour { () throws(DetourError) in try current.detour.finishInterruptedWork() }
+                // An error while a stop was handled: callers come back in a guest that runs.
+                if isAtStop && current.heldCallers > 0 { try resumeFromStop() }
+                callersLeft = try letCallersOut(current)
+            }
+            if callersLeft > 0 && options.waiting == .delay && !effects.witnesses.isEmpty {
+                // Their registers are known to Vigil and its guardian only, which stays until they have them.
+                effects.abandonWitnesses()
+                hasControl = false
+            } else {
+                try takeEverythingOut()
+                // An error while a stop was handled: nothing else would ever let the guest run on.
+                if isAtStop { try resumeFromStop() }
+            }
         }
         if hasControl {
             hasControl = false
@@ -289,7 +302,9 @@ public final class Engine {
     /// - Returns: how many have not: the guest stands, or its waiting threads do not get to run.
     private func letCallersOut(_ current: PowerGuard) throws(EngineError) -> Int {
         try detour { () throws(DetourError) in try current.releaseAll() }
-        let deadline = ContinuousClock.now + Self.leavingTimeout
+        // Without a guardian that callers in delays could be left to, only Vigil can give them their registers.
+        let mustStay = options.waiting == .delay && effects.witnesses.isEmpty
+        let deadline = ContinuousClock.now + (mustStay ? .seconds(3600) : Self.leavingTimeout)
         while current.heldCallers > 0 && ContinuousClock.now < deadline {
             let soon = min(deadline, .now + .milliseconds(100))
             switch try host({ () throws(HypervisorError) in try machine.nextEvent(until: soon) }) {
@@ -303,7 +318,7 @@ public final class Engine {
             case nil:
                 // Nobody comes out of a handler that nobody executes.
                 let state = try host { () throws(HypervisorError) in try machine.runState() }
-                if !state.isRunning && state != .stoppedByDebugger { return current.heldCallers }
+                if !state.isRunning && state != .stoppedByDebugger && !mustStay { return current.heldCallers }
             }
         }
         return current.heldCallers

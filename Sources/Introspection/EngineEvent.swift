@@ -38,7 +38,8 @@ public struct Detachment: Sendable {
     public var reason: Reason
     public var calls: CallCounts
     public var effects: EffectCounts
-    /// Callers that could not leave the handler before Vigil did; they leave it when the guest runs.
+    /// Callers that were still waiting when Vigil left. They go on when the guest runs: out of the handler by
+    /// themselves, or by the guardian, which stays for those in delays.
     public var callersLeft: Int
     /// Requests whose outcome was not seen.
     public var openTransitions: Int

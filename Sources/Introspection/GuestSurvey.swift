@@ -41,9 +41,10 @@ public struct GuestSurvey {
                 slack = .failure(error)
             }
             let hasTime = (try? SharedUserData(of: kernel).unbiasedInterruptTime()) != nil
+            let delayFunction = try? kernel.export("KeDelayExecutionThread")
             means = WaitingMeans(
-                delayFunction: try? kernel.export("KeDelayExecutionThread"),
-                sharedData: hasTime ? SharedUserData.address : nil)
+                delayFunction: delayFunction, sharedData: hasTime ? SharedUserData.address : nil,
+                push: delayFunction.flatMap { [memory = kernel.memory] in PushInstruction(near: $0, in: memory) })
         } catch {
             throw .discovery(error)
         }

@@ -32,6 +32,8 @@ public enum ReleaseReason: String, Sendable {
     case leaving
     /// It went by itself: the guest saw no sign of life of Vigil.
     case leaseExpired = "lease-expired"
+    /// It came back early, and could not be made to wait any longer.
+    case cannotWait = "cannot-wait"
 }
 
 /// What is reported of power transitions.

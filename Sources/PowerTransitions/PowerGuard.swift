@@ -24,6 +24,8 @@ public struct PowerGuardOptions: Equatable, Sendable {
 public final class PowerGuard {
     /// How long an outcome that nothing watches is waited for.
     static let outcomeTimeout = Duration.seconds(60)
+    /// A hold that has no longer to go is over.
+    static let shortestDelay = Duration.milliseconds(1)
     /// How often the lease of waiting callers is renewed.
     static let leaseInterval = Duration.milliseconds(250)
 
@@ -79,7 +81,7 @@ public final class PowerGuard {
     /// The number of the last request.
     public var lastRequest: Int { lastID }
     /// How many callers are being held.
-    public var heldCallers: Int { holds.count }
+    public var heldCallers: Int { detour.holders.count }
     /// Requests whose outcome is not known yet.
     public var openTransitions: Int { records.count }
 
@@ -87,7 +89,7 @@ public final class PowerGuard {
 
     /// Handles one vCPU that stands at the function's entry. (The original's `IntWinPowHandlePowerStateChange`.)
     public func handlePowerStateChange(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
-        if let holder = detour.returningHolder(registers) { return try finishHold(holder, vcpu) }
+        if let holder = detour.returningHolder(registers) { return try handleArrival(of: holder, vcpu, registers) }
 
         let caller = callers.caller(registers)
         if let known = calls.firstIndex(where: {
@@ -255,19 +257,20 @@ public final class PowerGuard {
         _ id: RequestID, for duration: Duration, _ vcpu: VCPU, _ registers: Registers
     ) throws(DetourError) -> Bool {
         let stopsBefore = stops - 1
+        let isTooLong = duration > options.deadline
+        let duration = isTooLong ? options.deadline : duration
         let holder: PatchlessDetour.Holder
         do throws(DetourError) {
-            holder = try detour.hold(vcpu, registers)
+            holder = try detour.hold(vcpu, registers, for: duration)
         } catch {
             if case .hypervisor = error { throw error }
             report(.notHeld(id, reason: error.description))
             return false
         }
-        let isTooLong = duration > options.deadline
         let start = now()
         holds.append(
             Hold(
-                id: id, slot: holder.slot, start: start, end: start + (isTooLong ? options.deadline : duration),
+                id: id, slot: holder.slot, start: start, end: start + duration,
                 reason: isTooLong ? .deadline : .holdOver, stopsBefore: stopsBefore))
         return true
     }
@@ -286,8 +289,19 @@ public final class PowerGuard {
         for index in holds.indices { try release(index, because: .leaving) }
     }
 
-    private func finishHold(_ holder: PatchlessDetour.Holder, _ vcpu: VCPU) throws(DetourError) {
-        try detour.noteReturn(of: holder)
+    /// Handles a held caller that stands at the entry again: before its time is over it is sent off once more.
+    private func handleArrival(
+        of holder: PatchlessDetour.Holder, _ vcpu: VCPU, _ registers: Registers
+    ) throws(DetourError) {
+        if let index = holds.firstIndex(where: { $0.slot == holder.slot }) {
+            let left = holds[index].end - now()
+            if left > Self.shortestDelay, try detour.sendAgain(holder, vcpu, registers, for: left) { return }
+            if holder.isInDelay && !holds[index].isReleased {
+                holds[index].isReleased = true
+                if left > Self.shortestDelay { holds[index].reason = .cannotWait }
+            }
+        }
+        try detour.takeBack(holder, vcpu, registers)
         if let index = holds.firstIndex(where: { $0.slot == holder.slot }) {
             let hold = holds.remove(at: index)
             report(.held(hold.id, duration: now() - hold.start, stops: stops - hold.stopsBefore))

@@ -22,6 +22,12 @@ struct Attach: ParsableCommand {
             "Hold the caller of each transition for so many milliseconds before it takes effect (10000 at most).",
             valueName: "milliseconds"))
     var hold: Int?
+    @Flag(
+        help: """
+            Let Vigil write into the kernel's image where that serves better: a guest that checks its own code may \
+            find it. Held callers then wait in a handler of Vigil's.
+            """)
+    var allowVisiblePatches = false
     @Option(help: "How to report: text for people, json for scripts (one object a line).")
     var format: OutputFormat = .text
 
@@ -33,6 +39,7 @@ struct Attach: ParsableCommand {
         InterruptSignals.install()
         let renderer = EventRenderer(format)
         var options = try discovery.engineOptions()
+        options.waiting = allowVisiblePatches ? .handler : .delay
         options.guardOptions = PowerGuardOptions(hold: hold.map { .milliseconds($0) })
         try Failure.reporting {
             let machine = try target.connect()

@@ -93,15 +93,18 @@ private struct InspectionReport {
         ]
         lines += function.notes.map { "             \($0)" }
         lines.append("  re-entry   \(proof.words)")
+        let delay = survey.means.delayFunction.map { "KeDelayExecutionThread at \($0)" }
+        lines.append("waiting      " + (delay.map { "in \($0), without a byte written" } ?? "not possible as it is"))
+        lines.append("  visible    only with --allow-visible-patches, while a caller is held:")
         switch survey.slack {
         case .success(let slack):
-            lines.append("handler      \(DetourHandler.length) bytes at \(slack.address), only while a caller is held")
+            lines.append("             a handler, \(DetourHandler.length) bytes at \(slack.address)")
             lines.append("             (unused end of section \(slack.section))")
         case .failure(let error):
-            lines.append("handler      no room: \(error); callers cannot be held")
+            lines.append("             no room for a handler: \(error)")
         }
         lines.append(
-            "waiting      " + (survey.means.delayFunction.map { "KeDelayExecutionThread at \($0)" } ?? "a pause loop")
+            "             waiting in \(delay ?? "a pause loop")"
                 + (survey.means.sharedData == nil ? ", no lease: the guest's clock cannot be read" : ", lease of 2 s"))
         lines.append(
             "would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless")

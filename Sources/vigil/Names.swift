@@ -67,6 +67,7 @@ extension ReleaseReason {
         case .holdOver: "the hold is over"
         case .deadline: "Vigil's deadline for holds has passed"
         case .leaving: "Vigil is leaving"
+        case .cannotWait: "it came back early and could not wait on"
         case .leaseExpired: "the guest saw no sign of life of Vigil and went on by itself"
         }
     }

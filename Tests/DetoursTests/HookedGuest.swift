@@ -19,7 +19,7 @@ final class HookedGuest {
     let handler = DetourHandler()
 
     init(
-        vcpus: Int = 1, hasSlack: Bool = true,
+        vcpus: Int = 1, waiting: WaitingWay = .handler, hasSlack: Bool = true,
         means: WaitingMeans = .init(delayFunction: delayFunction, sharedData: SharedUserData.address)
     ) throws {
         guest = FakeGuest(vcpus: vcpus, threads: 8)
@@ -30,7 +30,7 @@ final class HookedGuest {
         slackPhysical = try kernel.memory.translate(slack).physical.rawValue
         detour = PatchlessDetour(
             entry: guest.entry, effects: effects, debugRegisters: debugRegisters, memory: kernel.memory,
-            slack: hasSlack ? slack : nil, means: means)
+            waiting: waiting, slack: hasSlack ? slack : nil, means: means)
         try effects.takeControl {}
         // The test's own stop: a caller at the entry.
         guest.machine.become(.stoppedByDebugger)

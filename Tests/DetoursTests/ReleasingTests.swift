@@ -48,9 +48,9 @@ import X86
         #expect(first.slot == 0 && second.slot == 1)
         #expect(test.machine.registers[1].rip == test.slack.rawValue + UInt64(test.handler.stubOffset(slot: 1)))
         test.machine.clearLog()
-        try test.detour.noteReturn(of: first)
+        try test.detour.takeBack(first, VCPU(0), Registers())
         #expect(test.machine.log == [.announced(.release(slot: 0))] && test.detour.isHandlerPresent)
-        try test.detour.noteReturn(of: second)
+        try test.detour.takeBack(second, VCPU(0), Registers())
         #expect(test.slackIsZero && !test.detour.isHandlerPresent && test.detour.holders.isEmpty)
         let zeroes = FakeMachine.Action.wroteCode(
             GuestPhysicalAddress(test.slackPhysical), [UInt8](repeating: 0, count: DetourHandler.length))
@@ -77,7 +77,7 @@ import X86
             return
         }
         #expect(test.machine.log == [] && test.machine.registers[0] == ninth)
-        try test.detour.noteReturn(of: holders[5])
+        try test.detour.takeBack(holders[5], VCPU(0), Registers())
         #expect(try test.detour.hold(VCPU(0), ninth).slot == 5)
     }
 
@@ -86,7 +86,7 @@ import X86
         let test = try HookedGuest()
         let (first, _) = try test.hold()
         try test.detour.renewLease()
-        try test.detour.noteReturn(of: first)
+        try test.detour.takeBack(first, VCPU(0), Registers())
         _ = try test.hold(thread: 1)
         #expect(test.waitByte(0) == 1 && (1..<8).allSatisfy { test.waitByte($0) == 0 })
         #expect(test.value(of: .lease) == 0)

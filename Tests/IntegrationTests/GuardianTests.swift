@@ -44,15 +44,33 @@ extension Integration {
             try guest.expectNothingLeft()
         }
 
-        @Test("Vigil dies while it holds a caller, which goes on with the registers it had", arguments: Death.allCases)
-        func held(_ death: Death) throws {
+        /// How a held caller waits.
+        enum Waiting: CaseIterable {
+            case inDelay, inHandler
+
+            var arguments: [String] { self == .inHandler ? ["--allow-visible-patches"] : [] }
+        }
+
+        private func waitForHold(in guest: BundledGuestMachine, _ waiting: Waiting) throws {
+            switch waiting {
+            case .inHandler: try waitForHandler(in: guest)
+            // A caller is sent off in the stop that reports it: the guest runs again, so it is.
+            case .inDelay: try guest.console.run("counts")
+            }
+        }
+
+        @Test(
+            "Vigil dies while it holds a caller, which goes on with the registers it had",
+            arguments: Death.allCases, Waiting.allCases)
+        func held(_ death: Death, _ waiting: Waiting) throws {
             let guest = try BundledGuestMachine.ready()
             try guest.console.run("refuse on")
-            let vigil = try VigilProcess(["attach", guest.target, "--hold", "9000", "--format", "json"])
+            let vigil = try VigilProcess(
+                ["attach", guest.target, "--hold", "9000", "--format", "json"] + waiting.arguments)
             _ = try vigil.event("attached")
             let call = try guest.console.start("power user 5 6 0")
             _ = try vigil.event("transition-requested")
-            try waitForHandler(in: guest)
+            try waitForHold(in: guest, waiting)
             try end(vigil, by: death)
             // The guest itself compares the registers that a call must keep; the arguments reached the drivers.
             #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
@@ -95,7 +113,8 @@ extension Integration {
         func leaseEnds() throws {
             let guest = try BundledGuestMachine.ready()
             try guest.console.run("refuse on")
-            let vigil = try VigilProcess(["attach", guest.target, "--hold", "9000", "--format", "json"])
+            let vigil = try VigilProcess(
+                ["attach", guest.target, "--hold", "9000", "--format", "json", "--allow-visible-patches"])
             _ = try vigil.event("attached")
             let before = try #require(try guest.console.run("counts")["entries"])
             let call = try guest.console.start("power kernel 5 6 0")
@@ -133,7 +152,9 @@ extension Integration {
             for round in 0..<50 {
                 let death = Death.allCases[round % 2]
                 let instant = Duration.microseconds(Int.random(in: 0...400_000, using: &random))
-                let vigil = try VigilProcess(["attach", guest.target, "--hold", "40", "--format", "json"])
+                let vigil = try VigilProcess(
+                    ["attach", guest.target, "--hold", "40", "--format", "json"]
+                        + Waiting.allCases[round / 2 % 2].arguments)
                 let deadline = ContinuousClock.now + instant
                 // Calls are under way all the time, in every stage.
                 var calls: [Int] = []

@@ -18,7 +18,10 @@ final class EngineRun {
 
     var machine: FakeMachine { guest.machine }
 
-    init(_ guest: FakeGuest = FakeGuest()) { self.guest = guest }
+    init(_ guest: FakeGuest = FakeGuest()) {
+        self.guest = guest
+        options.waiting = .handler
+    }
 
     /// Runs the engine on a script of events until it ends. With nothing left the wait is interrupted.
     func run(_ script: [(FakeMachine) -> MachineEvent?] = []) -> CallCounts {

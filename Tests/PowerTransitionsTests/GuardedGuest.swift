@@ -28,6 +28,7 @@ final class GuardedGuest {
         effects = GuestEffects(machine: guest.machine)
         detour = PatchlessDetour(
             entry: guest.entry, effects: effects, debugRegisters: DebugRegisterTable(effects), memory: kernel.memory,
+            waiting: .handler,
             slack: try KernelSlack.find(DetourHandler.length, in: kernel).address,
             means: WaitingMeans(delayFunction: nil, sharedData: SharedUserData.address))
         let sink = Sink()

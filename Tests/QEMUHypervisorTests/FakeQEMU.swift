@@ -15,6 +15,8 @@ final class FakeQEMU: @unchecked Sendable {
     var writes: [(address: UInt64, bytes: [UInt8])] = []
     /// What the vCPUs do when the machine runs: true where one reaches a breakpoint.
     var onRun: (FakeQEMU) -> Bool = { _ in false }
+    /// The operator of a standing machine starts it, and it stops at a breakpoint: called when one has been set.
+    var onStandStill: ((FakeQEMU) -> Void)?
     /// What changed the run state.
     var log: [String] = []
     private var selected = 1
@@ -88,8 +90,21 @@ final class FakeQEMU: @unchecked Sendable {
         } else if packet.hasPrefix("vCont;s:") {
             registers[(Int(packet.dropFirst(8), radix: 16) ?? 1) - 1].rip += 4
             return "T05thread:01;"
+        } else if packet.hasPrefix("P") {
+            let parts = packet.dropFirst().split(separator: "=")
+            let number = Int(parts[0], radix: 16) ?? -1
+            let bytes = GDBPacket.bytes(fromHex: Array(parts[1].utf8)) ?? []
+            DescriptionSample.set(number, of: &registers[selected - 1], to: bytes)
         } else if packet.hasPrefix("Z") {
             sites[String(packet.dropFirst()), default: 0] += 1
+            if let happens = onStandStill {
+                onStandStill = nil
+                happens(self)
+                status = "debug"
+                monitor.send("{\"event\": \"RESUME\"}\r\n")
+                debug.reply("OK")
+                return "T05thread:01;"
+            }
         } else if packet.hasPrefix("z") {
             guard let count = sites[String(packet.dropFirst())], count > 0 else { return "E22" }
             sites[String(packet.dropFirst())] = count - 1

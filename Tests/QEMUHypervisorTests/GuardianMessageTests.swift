@@ -92,7 +92,7 @@ import X86
         var expected = GuardedState()
         expected.sites = [Self.sites[0], Self.sites[2]]
         expected.handler = Self.location
-        expected.held = [3: registers]
+        expected.held = [3: caller]
         expected.stopIsOurs = true
         #expect(state == expected)
         for message: GuardianMessage in [

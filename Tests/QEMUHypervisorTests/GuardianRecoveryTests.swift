@@ -97,7 +97,7 @@ import X86
         _ = try Self.recover(qemu) {
             $0.sites = [Self.entrySite]
             $0.handler = Self.location
-            $0.held = [2: caller]
+            $0.held = [2: HeldCaller(slot: 2, registers: caller)]
         }
         let zeroes = try #require(qemu.writes.last)
         #expect(zeroes.address == Self.location.physical.rawValue)
@@ -114,7 +114,7 @@ import X86
         _ = try Self.recover(qemu) {
             $0.sites = [Self.entrySite]
             $0.handler = Self.location
-            $0.held = [0: caller]
+            $0.held = [0: HeldCaller(slot: 0, registers: caller)]
         }
         #expect(qemu.writes.map(\.bytes.count) == [Self.location.length])
         #expect(qemu.log.filter { $0 == "c" }.count == 1 && qemu.registers[0] == caller)
@@ -148,7 +148,7 @@ import X86
         _ = try Self.recover(qemu) {
             $0.sites = [Self.entrySite]
             $0.handler = Self.location
-            $0.held = [0: held]
+            $0.held = [0: HeldCaller(slot: 0, registers: held)]
         }
         #expect(qemu.registers[0].rip == Self.location.entry.rawValue + 4 && qemu.registers[1] == held)
         #expect(qemu.writes.last?.bytes.count == Self.location.length && qemu.status == "running")
@@ -164,11 +164,106 @@ import X86
         let report = try Self.recover(qemu) {
             $0.sites = [Self.entrySite]
             $0.handler = Self.location
-            $0.held = [1: caller]
+            $0.held = [1: HeldCaller(slot: 1, registers: caller)]
         }
         let waitByte = Self.location.physical.rawValue + UInt64(Self.location.waitOffset) + 1
         #expect(qemu.writes.map(\.address) == [waitByte] && qemu.writes[0].bytes == [0])
         #expect(qemu.status == "paused" && qemu.sites[Self.entry] == 0 && !qemu.log.contains("c"))
         #expect(report.contains("does not run"))
+    }
+
+    // MARK: Callers in delays
+
+    /// A caller with registers that are worth something.
+    static func busyCaller() -> Registers {
+        var registers = caller(0x7f08)
+        (registers.rcx, registers.rdx, registers.r8) = (5, 6, 7)
+        (registers.rax, registers.rbx, registers.rflags) = (0x1ab, 0xb, 0x246)
+        return registers
+    }
+
+    static func inDelay(_ caller: Registers, vcpu: Int = 0) -> HeldCaller {
+        let delay = HeldCaller.Delay(entry: location.entry, arrivalRSP: caller.rsp - 0x28, vcpu: VCPU(vcpu))
+        return HeldCaller(slot: 0, registers: caller, delay: delay)
+    }
+
+    /// What a delay leaves of a caller's registers.
+    static func arrived(_ caller: Registers) -> Registers {
+        var registers = caller
+        registers.rsp -= 0x28
+        (registers.rcx, registers.rdx, registers.r8, registers.rax) = (1, 2, 3, 0)
+        return registers
+    }
+
+    @Test("A caller in a delay is waited for, and gets its own registers when it comes back", arguments: [0, 1])
+    func inDelay(vcpu: Int) throws {
+        let qemu = FakeQEMU(status: "running")
+        let caller = Self.busyCaller()
+        qemu.registers = [Registers(), Registers()]
+        qemu.sites = [Self.entry: 1, "4,7f08,8": 1]
+        qemu.onRun = { qemu in
+            guard qemu.sites[Self.entry] == 1 else { return false }
+            // Its watch is gone before the guest runs.
+            #expect(qemu.sites["4,7f08,8"] == 0)
+            qemu.registers[vcpu] = Self.arrived(caller)
+            return true
+        }
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite, .access(GuestVirtualAddress(0x7f08), length: 8)]
+            $0.held = [0: Self.inDelay(caller)]
+            $0.sentOff = [0]
+        }
+        #expect(qemu.registers[vcpu] == caller && qemu.sites[Self.entry] == 0)
+        #expect(qemu.status == "running" && qemu.writes.isEmpty)
+    }
+
+    @Test("A caller that Vigil was sending off, or putting back, gets its registers where it stands")
+    func atWork() throws {
+        let qemu = FakeQEMU(status: "debug")
+        let caller = Self.busyCaller()
+        var halfway = Self.arrived(caller)
+        halfway.rip = 0x1234
+        qemu.registers = [Registers(), halfway]
+        qemu.sites = [Self.entry: 1]
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.held = [0: Self.inDelay(caller, vcpu: 1)]
+        }
+        #expect(qemu.registers[1] == caller && qemu.registers[0] == Registers())
+        #expect(qemu.log.filter { $0 == "c" }.count == 1 && qemu.status == "running" && qemu.sites[Self.entry] == 0)
+    }
+
+    @Test("For a caller in a delay of a guest that its operator stopped, the operator is waited for")
+    func operatorStopped() throws {
+        let qemu = FakeQEMU(status: "paused")
+        let caller = Self.busyCaller()
+        qemu.sites = [Self.entry: 1]
+        qemu.onStandStill = { qemu in
+            // The operator starts it, and the delay ends.
+            #expect(qemu.sites[Self.entry] == 1)
+            qemu.registers[0] = Self.arrived(caller)
+        }
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.held = [0: Self.inDelay(caller)]
+            $0.sentOff = [0]
+        }
+        #expect(qemu.registers[0] == caller && qemu.status == "running" && qemu.sites[Self.entry] == 0)
+    }
+
+    @Test("A reset takes a caller in a delay with it")
+    func resetInDelay() throws {
+        let qemu = FakeQEMU(status: "running")
+        qemu.sites = [Self.entry: 1]
+        qemu.onRun = { qemu in
+            qemu.monitor.send("{\"event\": \"RESET\", \"data\": {\"guest\": false}}\r\n")
+            return false
+        }
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.held = [0: Self.inDelay(Self.busyCaller())]
+            $0.sentOff = [0]
+        }
+        #expect(qemu.status == "running" && qemu.sites[Self.entry] == 0)
     }
 }

@@ -65,6 +65,14 @@ enum DescriptionSample {
         }
     }
 
+    /// What a `P` packet does.
+    static func set(_ number: Int, of registers: inout Registers, to bytes: [UInt8]) {
+        var packet = packet(registers)
+        let offset = self.registers[..<number].reduce(0) { $0 + $1.1 / 8 }
+        packet.replaceSubrange(offset..<offset + bytes.count, with: bytes)
+        do { registers = try RegisterCodec(try description()).decode(packet) } catch { fatalError("\(error)") }
+    }
+
     static func random(_ generator: inout SeededGenerator) -> Registers {
         var registers = Registers()
         let paths: [WritableKeyPath<Registers, UInt64>] = [

@@ -131,10 +131,15 @@ final class GuardianLink: EffectWitness {
         reap()
     }
 
-    /// Lets the guardian take everything back at once, as if Vigil had died, and waits until it has.
+    /// How long a handing-over is waited for. The guardian may have to wait itself, for a guest that stands.
+    private static let handOverTimeout = Duration.seconds(2)
+
+    /// Lets the guardian take everything back at once, as if Vigil had died, and waits until it has, unless
+    /// that takes long.
     func handOver() {
-        shutdown(descriptor, Int32(SHUT_RDWR))
-        reap()
+        shutdown(descriptor, Int32(SHUT_WR))
+        // Its end closes with it.
+        if Socket.waitForInput([descriptor], until: .now + Self.handOverTimeout)[0] { reap() }
     }
 
     private func reap() {

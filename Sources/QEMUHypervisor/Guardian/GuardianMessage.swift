@@ -13,6 +13,7 @@ enum GuardianMessage: Equatable {
     case remove(BreakpointSite)
     case handler(HandlerLocation?)
     case hold(HeldCaller)
+    case sentOff(slot: Int)
     case release(slot: Int)
     /// Vigil leaves in good order.
     case farewell
@@ -28,6 +29,7 @@ extension GuardianMessage {
         case .remove(let site): self = .remove(site)
         case .handler(let location): self = .handler(location)
         case .hold(let caller): self = .hold(caller)
+        case .sentOff(let slot): self = .sentOff(slot: slot)
         case .release(let slot): self = .release(slot: slot)
         case .setRegisters, .writeCode, .writeData: return nil
         }
@@ -35,7 +37,7 @@ extension GuardianMessage {
 
     private enum Kind: UInt64 {
         case beat = 1
-        case pause, resume, insert, remove, handler, hold, release, farewell
+        case pause, resume, insert, remove, handler, hold, holdInDelay, sentOff, release, farewell
     }
 
     /// The longest message, in bytes.
@@ -57,8 +59,16 @@ extension GuardianMessage {
                 location.physical.rawValue, UInt64(location.length), UInt64(location.waitOffset),
             ]
         case .hold(let caller):
-            words = [Kind.hold.rawValue, UInt64(caller.slot)]
+            if let delay = caller.delay {
+                words = [
+                    Kind.holdInDelay.rawValue, UInt64(caller.slot), delay.entry.rawValue, delay.arrivalRSP,
+                    UInt64(delay.vcpu.index),
+                ]
+            } else {
+                words = [Kind.hold.rawValue, UInt64(caller.slot)]
+            }
             tail = withUnsafeBytes(of: caller.registers) { Array($0) }
+        case .sentOff(let slot): words = [Kind.sentOff.rawValue, UInt64(slot)]
         case .release(let slot): words = [Kind.release.rawValue, UInt64(slot)]
         case .farewell: words = [Kind.farewell.rawValue]
         }
@@ -81,6 +91,10 @@ extension GuardianMessage {
         func site() -> BreakpointSite? {
             guard let length = int(1), let address = word(2).map(GuestVirtualAddress.init) else { return nil }
             return length == 0 ? .execution(address) : .access(address, length: length)
+        }
+        func registers(after words: Int) -> Registers? {
+            guard bytes.count == 8 * words + MemoryLayout<Registers>.size else { return nil }
+            return bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 8 * words, as: Registers.self) }
         }
         guard let kind = word(0).flatMap(Kind.init) else { return nil }
         switch kind {
@@ -105,9 +119,18 @@ extension GuardianMessage {
                     entry: GuestVirtualAddress(entry), address: GuestVirtualAddress(address),
                     physical: GuestPhysicalAddress(physical), length: length, waitOffset: waitOffset))
         case .hold:
-            guard let slot = int(1), bytes.count == 16 + MemoryLayout<Registers>.size else { return nil }
-            let registers = bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 16, as: Registers.self) }
+            guard let slot = int(1), let registers = registers(after: 2) else { return nil }
             self = .hold(HeldCaller(slot: slot, registers: registers))
+        case .holdInDelay:
+            guard let slot = int(1), let entry = word(2), let arrivalRSP = word(3), let index = int(4),
+                let registers = registers(after: 5)
+            else { return nil }
+            let delay = HeldCaller.Delay(
+                entry: GuestVirtualAddress(entry), arrivalRSP: arrivalRSP, vcpu: VCPU(index))
+            self = .hold(HeldCaller(slot: slot, registers: registers, delay: delay))
+        case .sentOff:
+            guard let slot = int(1) else { return nil }
+            self = .sentOff(slot: slot)
         case .release:
             guard let slot = int(1) else { return nil }
             self = .release(slot: slot)
@@ -120,7 +143,10 @@ extension GuardianMessage {
 struct GuardedState: Equatable {
     var sites: Set<BreakpointSite> = []
     var handler: HandlerLocation?
-    var held: [Int: Registers] = [:]
+    var held: [Int: HeldCaller] = [:]
+    /// Slots of callers in delays that Vigil was not working on: they have the registers for that, and come
+    /// back by themselves.
+    var sentOff: Set<Int> = []
     /// A stop without a breakpoint is Vigil's own, if the machine stands.
     var stopIsOurs = false
 
@@ -131,8 +157,13 @@ struct GuardedState: Equatable {
         case .insert(let site): sites.insert(site)
         case .remove(let site): sites.remove(site)
         case .handler(let location): handler = location
-        case .hold(let caller): held[caller.slot] = caller.registers
-        case .release(let slot): held[slot] = nil
+        case .hold(let caller):
+            held[caller.slot] = caller
+            sentOff.remove(caller.slot)
+        case .sentOff(let slot): sentOff.insert(slot)
+        case .release(let slot):
+            held[slot] = nil
+            sentOff.remove(slot)
         case .beat, .farewell: break
         }
     }

@@ -1,3 +1,4 @@
+import GuestMemory
 import HypervisorInterface
 import X86
 
@@ -21,13 +22,13 @@ struct GuardianRecovery {
     /// - Returns: what was done, for people.
     func run() throws(HypervisorError) -> String {
         let found = try QEMUMachine.runState(qmp)
-        let shallRun: Bool
+        var shallRun: Bool
         switch found {
         case .running, .stoppedByDebugger: shallRun = true
         case .paused: shallRun = state.stopIsOurs
         default: shallRun = false
         }
-        if state.sites.isEmpty && state.handler == nil {
+        if state.sites.isEmpty && state.handler == nil && state.held.isEmpty {
             // Whether the stub was started is not known, and does not matter: ending it leaves the machine
             // standing, if it stood.
             QEMUMachine.removeDebugConnection(qmp)
@@ -42,6 +43,7 @@ struct GuardianRecovery {
         // interrupt whose frame is pushed over the watched slot is acknowledged, and then lost.
         for site in state.sites { try removeWholly(site) }
         let left = try emptyHandler(shallRun: shallRun)
+        try endDelays(shallRun: &shallRun)
         // Asked again: it may have gone to sleep, or off, meanwhile.
         switch try QEMUMachine.runState(qmp) {
         case .paused, .stoppedByDebugger: if shallRun { try stub.resume() }
@@ -64,21 +66,8 @@ struct GuardianRecovery {
     private func emptyHandler(shallRun: Bool) throws(HypervisorError) -> String? {
         guard let handler = state.handler else { return nil }
         try stub.readDescription()
-        let threads = try stub.threadCount()
-        var inside = state.held
-
-        /// Forgets callers that stand at the function's entry: not yet sent into the handler, or back from it.
-        func noteArrivals() throws(HypervisorError) {
-            let description = try stub.description()
-            for thread in 1...threads {
-                try stub.selectThread(thread)
-                let registers = try RegisterCodec(description).decode(try stub.readRegisters())
-                guard registers.rip == handler.entry.rawValue else { continue }
-                for (slot, held) in inside where held.rsp == registers.rsp { inside[slot] = nil }
-            }
-        }
-
-        try noteArrivals()
+        var inside = state.held.filter { $0.value.delay == nil }
+        try noteArrivals(at: handler.entry, &inside)
         if !inside.isEmpty {
             for slot in inside.keys {
                 try stub.writePhysical([0], at: handler.physical.rawValue &+ UInt64(handler.waitOffset + slot))
@@ -90,8 +79,8 @@ struct GuardianRecovery {
             try stub.insert(entry)
             let deadline = ContinuousClock.now + Self.drainTimeout
             while !inside.isEmpty && ContinuousClock.now < deadline {
-                try letRun(past: entry, until: deadline)
-                try noteArrivals()
+                if try letRun(past: entry, until: deadline) == nil { _ = try stub.interrupt() }
+                try noteArrivals(at: handler.entry, &inside)
             }
             try removeWholly(entry)
         }
@@ -100,13 +89,83 @@ struct GuardianRecovery {
         return nil
     }
 
-    /// Lets the guest run from where it stands until it reaches a site again.
-    private func letRun(past entry: BreakpointSite, until deadline: Deadline) throws(HypervisorError) {
-        // A vCPU that stands at the entry would stop there again at once.
-        let description = try stub.description()
+    /// Gives every caller that waits in a delay its own registers back.
+    ///
+    /// Nobody else knows them, so this waits for each, also for a guest that its operator has stopped.
+    private func endDelays(shallRun: inout Bool) throws(HypervisorError) {
+        var away = state.held.filter { $0.value.delay != nil }
+        guard let address = away.values.first?.delay?.entry else { return }
+        try stub.readDescription()
+        for (slot, caller) in away where !state.sentOff.contains(slot) {
+            // Vigil was working on it: its vCPU stands where it stood.
+            if let vcpu = caller.delay?.vcpu { try putBack(caller, onThread: vcpu.index + 1) }
+            away[slot] = nil
+        }
+        try noteArrivals(at: address, &away)
+        if away.isEmpty { return }
+        let entry = BreakpointSite.execution(address)
+        try stub.insert(entry)
+        while !away.isEmpty {
+            let stop: GDBStopReply?
+            if shallRun {
+                stop = try letRun(past: entry, until: nil)
+            } else {
+                stop = try waitForStop(until: nil)
+                shallRun = true
+            }
+            switch stop {
+            case .trap: try noteArrivals(at: address, &away)
+            // Its operator stopped it: it is not for us to start it again.
+            case .interrupted: shallRun = false
+            // It was reset, or is off: nobody waits in it any more.
+            case .poweredOff, .exited, nil:
+                away = [:]
+                if try QEMUMachine.runState(qmp).isRunning { _ = try stub.interrupt() }
+            }
+        }
+        try removeWholly(entry)
+    }
+
+    /// Forgets callers that stand at the function's entry: not yet sent off, or back. One that comes from a
+    /// delay gets its registers.
+    private func noteArrivals(
+        at entry: GuestVirtualAddress, _ away: inout [Int: HeldCaller]
+    ) throws(HypervisorError) {
         for thread in 1...(try stub.threadCount()) {
-            try stub.selectThread(thread)
-            let registers = try RegisterCodec(description).decode(try stub.readRegisters())
+            let registers = try registers(ofThread: thread)
+            guard registers.rip == entry.rawValue else { continue }
+            for (slot, caller) in away {
+                if caller.registers.rsp == registers.rsp {
+                    away[slot] = nil
+                } else if caller.delay?.arrivalRSP == registers.rsp {
+                    try putBack(caller, onThread: thread)
+                    away[slot] = nil
+                }
+            }
+        }
+    }
+
+    private func registers(ofThread thread: Int) throws(HypervisorError) -> Registers {
+        try stub.selectThread(thread)
+        return try RegisterCodec(try stub.description()).decode(try stub.readRegisters())
+    }
+
+    private func putBack(_ caller: HeldCaller, onThread thread: Int) throws(HypervisorError) {
+        let current = try registers(ofThread: thread)
+        for change in RegisterCodec(try stub.description()).changes(from: current, to: caller.registers) {
+            try stub.writeRegister(number: change.number, value: change.value, size: change.size)
+        }
+    }
+
+    /// Lets the guest run from where it stands until it stops again.
+    /// - Parameter deadline: nil for as long as that takes.
+    /// - Returns: why it stands, or nil where it did not stop in time, or will not.
+    private func letRun(
+        past entry: BreakpointSite, until deadline: Deadline?
+    ) throws(HypervisorError) -> GDBStopReply? {
+        // A vCPU that stands at the entry would stop there again at once.
+        for thread in 1...(try stub.threadCount()) {
+            let registers = try registers(ofThread: thread)
             if case .execution(let address) = entry, registers.rip == address.rawValue {
                 try stub.remove(entry)
                 // One that another vCPU's stop ended early is tried again at the next stop.
@@ -115,10 +174,22 @@ struct GuardianRecovery {
             }
         }
         try stub.resume()
-        while ContinuousClock.now < deadline {
-            if try stub.takeStop() != nil { return }
-            _ = Socket.waitForInput([stub.socket.descriptor], until: deadline)
+        return try waitForStop(until: deadline)
+    }
+
+    private func waitForStop(until deadline: Deadline?) throws(HypervisorError) -> GDBStopReply? {
+        let descriptors = [stub.socket.descriptor, qmp.socket.descriptor]
+        while deadline.map({ ContinuousClock.now < $0 }) ?? true {
+            if let stop = try stub.takeStop() { return stop }
+            qmp.takeInput()
+            while let event = qmp.takeEvent() {
+                if event.name == "RESET" || event.name == "SHUTDOWN" { return nil }
+                // Started by its operator: what stops it next is news.
+                if event.name == "RESUME" { stub.noteStartedByOthers() }
+            }
+            try qmp.checkOpen()
+            _ = Socket.waitForInput(descriptors, until: deadline ?? .now + .seconds(60))
         }
-        if try stub.takeStop() == nil { _ = try stub.interrupt() }
+        return try stub.takeStop()
     }
 }

@@ -1,0 +1,136 @@
+import BundledGuest
+import Detours
+import Foundation
+import GuestMemory
+import HypervisorInterface
+import Introspection
+import QEMUHypervisor
+import Testing
+import WindowsGuest
+import X86
+
+extension Integration {
+    /// A caller that waits in the guest's own delay function: what that writes, and what the guest's own check of
+    /// its code, slack space and tables says.
+    @Suite(.serialized)
+    struct UnwrittenHoldTests {
+        /// All RAM of a guest that stands.
+        private func contents(_ machine: QEMUMachine) throws -> [[UInt8]] {
+            // Whatever is asked of QEMU is also a sign of life for the guardian.
+            _ = try machine.runState()
+            defer { _ = try? machine.runState() }
+            return try machine.memory.regions.map { region in
+                try [UInt8](unsafeUninitializedCapacity: Int(region.length)) { buffer, count in
+                    try machine.memory.read(at: region.base, into: UnsafeMutableRawBufferPointer(buffer))
+                    count = buffer.count
+                }
+            }
+        }
+
+        /// Where RAM is not as it was, as physical addresses.
+        private func changes(since before: [[UInt8]], _ machine: QEMUMachine) throws -> Set<UInt64> {
+            var found: Set<UInt64> = []
+            for (old, (new, region)) in zip(before, zip(try contents(machine), machine.memory.regions)) {
+                var offset = 0
+                while offset < old.count {
+                    let order = old.withUnsafeBytes { old in
+                        new.withUnsafeBytes { new in
+                            memcmp(old.baseAddress! + offset, new.baseAddress! + offset, min(4096, old.count - offset))
+                        }
+                    }
+                    if order != 0 {
+                        for index in offset..<min(offset + 4096, old.count) where old[index] != new[index] {
+                            found.insert(region.base.rawValue + UInt64(index))
+                        }
+                    }
+                    offset += 4096
+                }
+            }
+            return found
+        }
+
+        /// The next stop at the function's entry, and the registers of who stands there.
+        private func arrival(_ machine: QEMUMachine, at entry: GuestVirtualAddress) throws -> (VCPU, Registers) {
+            let deadline = ContinuousClock.now + .seconds(60)
+            while ContinuousClock.now < deadline {
+                guard case .stop(let stop)? = try machine.nextEvent(until: deadline) else { continue }
+                let registers = try machine.registers(of: stop.vcpu)
+                if registers.rip == entry.rawValue { return (stop.vcpu, registers) }
+            }
+            throw HypervisorError.timedOut(waitingFor: "a caller")
+        }
+
+        @Test("All RAM before and after sending a caller off, and taking it back: only its own two pushes differ")
+        func noByte() throws {
+            var configuration = GuestConfiguration()
+            configuration.memory = 64
+            let guest = try BundledGuestMachine.ready(configuration)
+            try guest.console.run("refuse on")
+            try guest.console.run("guard on")
+            let machine = try QEMUMachine(
+                QEMUTarget(guest.operatorSocket), guardianCommand: [VigilProcess.path, "guardian"])
+            let survey = try GuestSurvey(machine, patterns: [])
+            let effects = GuestEffects(machine: machine)
+            let detour = PatchlessDetour(
+                entry: survey.powerFunction.address, effects: effects, debugRegisters: DebugRegisterTable(effects),
+                memory: survey.kernel.memory, waiting: .delay, slack: nil, means: survey.means)
+            var failure: (any Error)?
+            try effects.takeControl { () throws(HypervisorError) in
+                do { try detour.arm() } catch { failure = error }
+            }
+            if let failure { throw failure }
+            let call = try guest.console.start("power kernel 5 6 0")
+
+            let (vcpu, registers) = try arrival(machine, at: survey.powerFunction.address)
+            let before = try contents(machine)
+            let holder = try detour.hold(vcpu, registers, for: .milliseconds(100))
+            let stack = try survey.kernel.memory.translate(GuestVirtualAddress(registers.rsp - 0x30)).physical.rawValue
+            // Below the stack pointer, where whatever the caller calls next writes too.
+            let pushed = Set([0x00..<0x08, 0x28..<0x30].flatMap { $0.map { stack + UInt64($0) } })
+            let changed = try changes(since: before, machine)
+            #expect(!changed.isEmpty && changed.subtracting(pushed) == [])
+            effects.noteStop()
+            try effects.resumeFromStop()
+
+            // Meanwhile the guest's other threads run, its check of itself among them.
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+            let (again, returned) = try arrival(machine, at: survey.powerFunction.address)
+            #expect(detour.returningHolder(returned) == holder)
+            let held = try contents(machine)
+            try detour.takeBack(holder, again, returned)
+            #expect(try changes(since: held, machine) == [])
+            var own = registers
+            own.control = returned.control
+            #expect(try machine.registers(of: again) == own)
+            try detour.stepOver(again)
+            try effects.resumeFromStop()
+
+            #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
+            #expect(effects.counts.codeBytesWritten == 0 && effects.counts.dataBytesWritten == 0)
+            try effects.withPaused { () throws(HypervisorError) in try effects.removeAllSites() }
+            try effects.giveUpControl()
+            try guest.expectNothingLeft()
+        }
+
+        @Test(
+            "A guest that checks its code, its slack and its tables all the time notices no hold",
+            arguments: [1, 4])
+        func checked(_ processors: Int) throws {
+            var configuration = GuestConfiguration()
+            configuration.extraArguments = ["-smp", String(processors)]
+            let guest = try BundledGuestMachine.ready(configuration)
+            try guest.console.run("refuse on")
+            try guest.console.run("guard on")
+            let vigil = try VigilProcess(["attach", guest.target, "--hold", "400", "--format", "json"])
+            _ = try vigil.event("attached")
+            let calls = try (0..<4).map { try guest.console.start("power \($0 % 2 == 0 ? "kernel" : "user") 5 6 0") }
+            for call in calls { #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3) }
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+            let held = vigil.outputText.split(separator: "\n").compactMap { VigilEvent(String($0)) }
+                .filter { $0.name == "held" }
+            #expect(held.count == 4 && held.allSatisfy { $0.int("microseconds") ?? 0 >= 399_000 })
+        }
+    }
+}
