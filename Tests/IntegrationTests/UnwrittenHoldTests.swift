@@ -14,36 +14,35 @@ extension Integration {
     /// its code, slack space and tables says.
     @Suite(.serialized)
     struct UnwrittenHoldTests {
-        /// All RAM of a guest that stands.
+        /// All RAM of a guest that stands, region by region.
         private func contents(_ machine: QEMUMachine) throws -> [[UInt8]] {
-            // Whatever is asked of QEMU is also a sign of life for the guardian.
-            _ = try machine.runState()
-            defer { _ = try? machine.runState() }
-            return try machine.memory.regions.map { region in
+            try machine.memory.regions.map { region in
                 try [UInt8](unsafeUninitializedCapacity: Int(region.length)) { buffer, count in
-                    try machine.memory.read(at: region.base, into: UnsafeMutableRawBufferPointer(buffer))
-                    count = buffer.count
+                    let all = UnsafeMutableRawBufferPointer(buffer)
+                    while count < all.count {
+                        let part = UnsafeMutableRawBufferPointer(rebasing: all[count..<min(count + 1 << 20, all.count)])
+                        try machine.memory.read(at: region.base + UInt64(count), into: part)
+                        count += part.count
+                        // Whatever is asked of QEMU is also a sign of life for the guardian.
+                        _ = try machine.runState()
+                    }
                 }
             }
         }
 
-        /// Where RAM is not as it was, as physical addresses.
-        private func changes(since before: [[UInt8]], _ machine: QEMUMachine) throws -> Set<UInt64> {
+        /// Where two contents differ, as physical addresses.
+        private func differences(_ before: [[UInt8]], _ after: [[UInt8]], _ machine: QEMUMachine) -> Set<UInt64> {
             var found: Set<UInt64> = []
-            for (old, (new, region)) in zip(before, zip(try contents(machine), machine.memory.regions)) {
-                var offset = 0
-                while offset < old.count {
+            for (index, region) in machine.memory.regions.enumerated() {
+                let (old, new) = (before[index], after[index])
+                for page in stride(from: 0, to: old.count, by: 4096) {
                     let order = old.withUnsafeBytes { old in
-                        new.withUnsafeBytes { new in
-                            memcmp(old.baseAddress! + offset, new.baseAddress! + offset, min(4096, old.count - offset))
-                        }
+                        new.withUnsafeBytes { memcmp(old.baseAddress! + page, $0.baseAddress! + page, 4096) }
                     }
-                    if order != 0 {
-                        for index in offset..<min(offset + 4096, old.count) where old[index] != new[index] {
-                            found.insert(region.base.rawValue + UInt64(index))
-                        }
+                    if order == 0 { continue }
+                    for offset in page..<page + 4096 where old[offset] != new[offset] {
+                        found.insert(region.base.rawValue + UInt64(offset))
                     }
-                    offset += 4096
                 }
             }
             return found
@@ -87,8 +86,7 @@ extension Integration {
             let stack = try survey.kernel.memory.translate(GuestVirtualAddress(registers.rsp - 0x30)).physical.rawValue
             // Below the stack pointer, where whatever the caller calls next writes too.
             let pushed = Set([0x00..<0x08, 0x28..<0x30].flatMap { $0.map { stack + UInt64($0) } })
-            let changed = try changes(since: before, machine)
-            #expect(!changed.isEmpty && changed.subtracting(pushed) == [])
+            let sentOff = try contents(machine)
             effects.noteStop()
             try effects.resumeFromStop()
 
@@ -98,7 +96,7 @@ extension Integration {
             #expect(detour.returningHolder(returned) == holder)
             let held = try contents(machine)
             try detour.takeBack(holder, again, returned)
-            #expect(try changes(since: held, machine) == [])
+            let takenBack = try contents(machine)
             var own = registers
             own.control = returned.control
             #expect(try machine.registers(of: again) == own)
@@ -109,6 +107,9 @@ extension Integration {
             #expect(effects.counts.codeBytesWritten == 0 && effects.counts.dataBytesWritten == 0)
             try effects.withPaused { () throws(HypervisorError) in try effects.removeAllSites() }
             try effects.giveUpControl()
+            let changed = differences(before, sentOff, machine)
+            #expect(!changed.isEmpty && changed.subtracting(pushed) == [])
+            #expect(differences(held, takenBack, machine) == [])
             try guest.expectNothingLeft()
         }
 
