@@ -29,6 +29,8 @@ public struct GuestConfiguration: Sendable {
     public var startsPaused = false
     /// QMP on a loopback TCP port rather than on a unix socket.
     public var usesTCP = false
+    /// The path of a disk to hibernate to.
+    public var disk: String?
     /// Further arguments of QEMU's.
     public var extraArguments: [String] = []
 
@@ -101,6 +103,7 @@ public final class BundledGuestMachine {
             target = "qemu:\(socket)"
         }
         if configuration.startsPaused { arguments.append("-S") }
+        if let disk = configuration.disk { arguments += ["-drive", "file=\(disk),format=raw,if=ide"] }
         arguments += configuration.extraArguments
 
         var pair: [Int32] = [-1, -1]

@@ -12,13 +12,19 @@ public struct MachineIdentity: Equatable, Sendable {
     public var uuid: String?
     /// The hypervisor process's id, where it runs on this host.
     public var processID: Int32?
+    /// When that process started, after the host's boot (`HostClock`). Only where the process is known to hold
+    /// the guest's RAM.
+    public var processStart: Duration?
     /// The hypervisor's name and version.
     public var hypervisor: String
 
-    public init(name: String?, uuid: String?, processID: Int32?, hypervisor: String) {
+    public init(
+        name: String?, uuid: String?, processID: Int32?, processStart: Duration? = nil, hypervisor: String
+    ) {
         self.name = name
         self.uuid = uuid
         self.processID = processID
+        self.processStart = processStart
         self.hypervisor = hypervisor
     }
 }

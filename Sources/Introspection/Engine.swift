@@ -1,4 +1,5 @@
 import Detours
+import FoundationEssentials
 import HypervisorInterface
 import PowerTransitions
 import Synchronization
@@ -15,6 +16,10 @@ public struct EngineOptions {
     public var guardOptions = PowerGuardOptions()
     /// How held callers wait.
     public var waiting = WaitingWay.delay
+    /// Names the session in its events, and in records of hibernations.
+    public var session = UUID().uuidString.lowercased()
+    /// Where hibernations are recorded, and looked for on attaching; nil for nowhere.
+    public var journal: (any HibernationJournal)?
 
     public init() {}
 }
@@ -159,16 +164,19 @@ public final class Engine {
         }
         if let failure { throw .detour(failure) }
 
+        let hibernations = HibernationWatch(survey, machine: machine.identity, options: options, report: report)
         powerGuard = PowerGuard(
             detour: function, callers: CallerReader(kernel: survey.kernel, offsets: survey.offsets),
             reentryIsProved: survey.reentryIsProved, options: options.guardOptions, lastID: lastRequest,
-            report: { [report] in report(.power($0)) })
+            report: hibernations.report)
         report(
             .attached(
                 Attachment(
-                    machine: machine.identity, kernel: survey.kernel.identity, powerFunction: survey.powerFunction,
+                    session: options.session, machine: machine.identity, kernel: survey.kernel.identity,
+                    powerFunction: survey.powerFunction,
                     mechanism: "patchless: an execution breakpoint on the function's entry",
                     memoryAccess: machine.memoryAccess, runState: found, paused: effects.pausedTime - pausedBefore)))
+        hibernations.reportAwakening()
     }
 
     // MARK: Events

@@ -7,12 +7,18 @@ public enum EngineEvent {
     /// The guest's kernel is not there yet, and why.
     case waiting(reason: String)
     case attached(Attachment)
+    /// The guest that was attached to had hibernated in another machine. Right after `attached`.
+    case awoken(Awakening)
     case power(PowerEvent)
     case detached(Detachment)
+    /// Something did not work that the session does not depend on. A sentence for the user.
+    case warning(String)
 }
 
 /// What was found and armed.
 public struct Attachment: Sendable {
+    /// The name of the session: `EngineOptions.session`.
+    public var session: String
     public var machine: MachineIdentity
     public var kernel: KernelIdentity
     public var powerFunction: PowerFunction

@@ -13,6 +13,8 @@ public struct GuestSurvey {
     /// Where the handler would be written; or why nowhere.
     public let slack: Result<KernelSlack, DiscoveryError>
     public let means: WaitingMeans
+    /// How long the guest has been awake since its boot; nil where its clock cannot be read, or says nonsense.
+    public let awakeTime: Duration?
 
     /// Looks at a guest, which may be running.
     /// - Throws: the first thing that is missing; `canBeRetried` says whether it may come.
@@ -40,15 +42,20 @@ public struct GuestSurvey {
             } catch {
                 slack = .failure(error)
             }
-            let hasTime = (try? SharedUserData(of: kernel).unbiasedInterruptTime()) != nil
+            let time = try? SharedUserData(of: kernel).unbiasedInterruptTime()
+            // A bias above the time itself.
+            awakeTime = time.flatMap { $0 >> 63 == 0 ? .microseconds(Int64($0 / 10)) : nil }
             let delayFunction = try? kernel.export("KeDelayExecutionThread")
             means = WaitingMeans(
-                delayFunction: delayFunction, sharedData: hasTime ? SharedUserData.address : nil,
+                delayFunction: delayFunction, sharedData: time != nil ? SharedUserData.address : nil,
                 push: delayFunction.flatMap { [memory = kernel.memory] in PushInstruction(near: $0, in: memory) })
         } catch {
             throw .discovery(error)
         }
     }
+
+    /// What names this boot of the guest.
+    public var boot: BootIdentity { BootIdentity(of: kernel) }
 
     /// A user-mode call of the power function is known to call it again from kernel mode.
     public var reentryIsProved: Bool { if case .proved = reentry { true } else { false } }

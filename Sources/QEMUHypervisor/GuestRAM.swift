@@ -59,6 +59,9 @@ final class GuestRAM {
             : "QEMU's monitor: no permission to read its process"
     }
 
+    /// Whether the process that it was looked for in holds it: whoever listens on a socket need not be QEMU.
+    var isInProcess: Bool { isWritable }
+
     /// Whether `write` has a way to the RAM.
     var isWritable: Bool {
         if case .monitor = way { false } else { true }
@@ -109,7 +112,7 @@ private final class Mapping {
 
     /// Maps all `regions` of process `pid`, or returns nil where one of them is not shared or not to be had.
     static func map(_ regions: [RAMRegion], of pid: Int32) -> [Mapping]? {
-        guard let text = try? String(contentsOfFile: "/proc/\(pid)/maps", encoding: .utf8) else { return nil }
+        guard let text = ProcessFile.read("maps", of: pid) else { return nil }
         let areas = text.split(separator: "\n").compactMap(MappedArea.init)
         var descriptors = OpenFiles(pid: pid)
         defer { descriptors.closeAll() }

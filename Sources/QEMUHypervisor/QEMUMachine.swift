@@ -44,10 +44,11 @@ public final class QEMUMachine {
         let pid = peer > 0 ? peer : nil
         let name = try qmp.execute("query-name")["name"]?.string
         let uuid = try qmp.execute("query-uuid")["UUID"]?.string
+        ram = try GuestRAM(monitor: qmp, pid: pid)
         identity = MachineIdentity(
             name: name, uuid: uuid == "00000000-0000-0000-0000-000000000000" ? nil : uuid, processID: pid,
+            processStart: pid.flatMap { [ram] in ram.isInProcess ? ProcessStart.of($0) : nil },
             hypervisor: "QEMU \(version)")
-        ram = try GuestRAM(monitor: qmp, pid: pid)
         self.guardianCommand = guardianCommand
     }
 }

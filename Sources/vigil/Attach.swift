@@ -28,10 +28,17 @@ struct Attach: ParsableCommand {
             find it. Held callers then wait in a handler of Vigil's.
             """)
     var allowVisiblePatches = false
+    @Option(
+        help: ArgumentHelp(
+            "Where hibernations are recorded, so that the session that attaches to the resumed guest can name them "
+                + "(default: $XDG_STATE_HOME/vigil or ~/.local/state/vigil).",
+            valueName: "directory"))
+    var state: String?
     @Option(help: "How to report: text for people, json for scripts (one object a line).")
     var format: OutputFormat = .text
 
     func validate() throws {
+        if state?.isEmpty == true { throw ValidationError("--state takes the path of a directory.") }
         if let hold, hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
     }
 
@@ -41,6 +48,7 @@ struct Attach: ParsableCommand {
         var options = try discovery.engineOptions()
         options.waiting = allowVisiblePatches ? .handler : .delay
         options.guardOptions = PowerGuardOptions(hold: hold.map { .milliseconds($0) })
+        options.journal = FileHibernationJournal(folder: state ?? StateFolder.standard)
         try Failure.reporting {
             let machine = try target.connect()
             machine.wakeDescriptor = InterruptSignals.readEnd

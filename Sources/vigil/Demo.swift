@@ -7,11 +7,12 @@ import QEMUHypervisor
 
 struct Demo: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Boot the bundled guest in a real QEMU, attach to it, and see it sleep, reboot and power off.",
+        abstract:
+            "Boot the bundled guest in a real QEMU, attach to it, and see it sleep, reboot, hibernate and power off.",
         discussion: """
             The guest is a small NT-shaped kernel that Vigil attaches to as to any other: through QEMU's QMP \
             socket, knowing nothing of it beforehand. It asks for transitions without privilege, with bad \
-            arguments, with a driver that refuses, and for real.
+            arguments, with a driver that refuses, and for real. It hibernates, and resumes in a second QEMU.
             """)
 
     @Option(help: ArgumentHelp("How long to hold the caller of each transition.", valueName: "milliseconds"))
@@ -26,27 +27,54 @@ struct Demo: ParsableCommand {
     mutating func run() throws {
         InterruptSignals.install()
         let renderer = EventRenderer(format)
-        let guest: BundledGuestMachine
-        do {
-            guest = try BundledGuestMachine()
-            renderer.note("booting the bundled guest in QEMU")
-            let banner = try guest.waitUntilReady()
-            renderer.note("guest: \(banner)")
-            renderer.note("$ vigil attach \(guest.target) --hold \(hold)")
-        } catch let error as GuestStartError {
-            if case .programMissing = error { throw Failure.exit(error.description, .missingProgram) }
-            throw Failure.exit(error.description, .demoFailed)
-        }
+        let state = "\(NSTemporaryDirectory())/vigil-demo-\(UUID().uuidString)"
+        defer { try? FileManager.default.removeItem(atPath: state) }
+        var options = EngineOptions()
+        options.guardOptions = PowerGuardOptions(hold: .milliseconds(hold))
+        options.journal = FileHibernationJournal(folder: state)
 
+        let disk = try Self.starting { try TemporaryDisk() }
+        let story = try play(.first, options, disk, renderer)
+        var chapters = story.chapters
+        if let request = story.hibernationRequest {
+            let part = DemoStory.Part.second(session: options.session, request: request)
+            options.session = UUID().uuidString.lowercased()
+            chapters += try play(part, options, disk, renderer).chapters
+        }
+        renderer.print(line: summary(chapters, format))
+        if chapters.contains(where: { !$0.passed }) || chapters.count < DemoStory.length {
+            throw VigilExit.demoFailed.exitCode
+        }
+    }
+
+    /// Starts a QEMU, attaches to it, and stays until it ends.
+    private func play(
+        _ part: DemoStory.Part, _ options: EngineOptions, _ disk: TemporaryDisk, _ renderer: EventRenderer
+    ) throws -> DemoStory {
+        let guest = try Self.starting {
+            var configuration = GuestConfiguration()
+            configuration.disk = disk.path
+            let guest = try BundledGuestMachine(configuration)
+            switch part {
+            case .first:
+                renderer.note("booting the bundled guest in QEMU")
+                renderer.note("guest: \(try guest.waitUntilReady())")
+            case .second:
+                renderer.note("a new QEMU with the same disk")
+                renderer.note("guest: \(try guest.console.waitForLine(containing: "! awake"))")
+            }
+            renderer.note("$ vigil attach \(guest.target) --hold \(hold)")
+            return guest
+        }
+        guard let target = Target(argument: guest.target) else {
+            throw Failure.exit("\(guest.target) is no target", .demoFailed)
+        }
         var story: DemoStory?
         try Failure.reporting {
-            guard let target = Target(argument: guest.target) else { return }
             let machine = try target.connect()
             machine.wakeDescriptor = InterruptSignals.readEnd
-            var options = EngineOptions()
-            options.guardOptions = PowerGuardOptions(hold: .milliseconds(hold))
             let engine = Engine(machine, options: options, report: renderer.render)
-            let running = DemoStory(guest: guest, engine: engine, hold: .milliseconds(hold), note: renderer.note)
+            let running = DemoStory(part, guest: guest, engine: engine, hold: .milliseconds(hold), note: renderer.note)
             story = running
             renderer.observer = running.observe
             running.begin()
@@ -56,11 +84,18 @@ struct Demo: ParsableCommand {
             }
             try engine.run()
         }
-        guard let story else { return }
-        let chapters = story.chapters
-        renderer.print(line: summary(chapters, format))
-        if chapters.contains(where: { !$0.passed }) || chapters.count < DemoStory.length {
-            throw VigilExit.demoFailed.exitCode
+        guard let story else { throw VigilExit.demoFailed.exitCode }
+        return story
+    }
+
+    /// Turns what keeps the guest from starting into a sentence and an exit code.
+    private static func starting<Result>(_ body: () throws -> Result) throws -> Result {
+        do {
+            return try body()
+        } catch GuestStartError.programMissing(let name) {
+            throw Failure.exit(GuestStartError.programMissing(name).description, .missingProgram)
+        } catch {
+            throw Failure.exit("\(error)", .demoFailed)
         }
     }
 

@@ -17,11 +17,27 @@ final class DemoStory: @unchecked Sendable {
         var seen: String
     }
 
+    /// The story goes through two QEMUs.
+    enum Part {
+        /// From the first boot to the hibernation.
+        case first
+        /// From the resume to the end; with what the first part's session said of itself.
+        case second(session: String, request: Int)
+
+        var length: Int {
+            switch self {
+            case .first: 7
+            case .second: 2
+            }
+        }
+    }
+
     /// How many chapters a whole story has.
-    static let length = 7
+    static let length = 9
 
     private static let timeout: TimeInterval = 60
 
+    private let part: Part
     private let guest: BundledGuestMachine
     private let engine: Engine
     private let hold: Duration
@@ -30,8 +46,11 @@ final class DemoStory: @unchecked Sendable {
     private var events: [EngineEvent] = []
     private var isOver = false
     private var finished: [Chapter] = []
+    /// The request that hibernated the guest.
+    private var hibernation: Int?
 
-    init(guest: BundledGuestMachine, engine: Engine, hold: Duration, note: @escaping (String) -> Void) {
+    init(_ part: Part, guest: BundledGuestMachine, engine: Engine, hold: Duration, note: @escaping (String) -> Void) {
+        self.part = part
         self.guest = guest
         self.engine = engine
         self.hold = hold
@@ -42,6 +61,13 @@ final class DemoStory: @unchecked Sendable {
         condition.lock()
         defer { condition.unlock() }
         return finished
+    }
+
+    /// The number of the request that hibernated the guest, where that was seen.
+    var hibernationRequest: Int? {
+        condition.lock()
+        defer { condition.unlock() }
+        return hibernation
     }
 
     /// Takes an event of the engine's.
@@ -64,7 +90,7 @@ final class DemoStory: @unchecked Sendable {
         condition.broadcast()
         // The last chapter may still be being written.
         let deadline = Date().addingTimeInterval(2)
-        while finished.count < Self.length && condition.wait(until: deadline) {}
+        while finished.count < part.length && condition.wait(until: deadline) {}
         condition.unlock()
     }
 
@@ -97,12 +123,14 @@ final class DemoStory: @unchecked Sendable {
         next { if case .power(.requestIgnored(_, _, let reason, let status)) = $0 { (reason, status) } else { nil } }
     }
 
-    private typealias Outcome = (transition: Transition, result: TransitionResult, status: UInt32?)
+    private func nextAwoken() -> Awakening? { next { if case .awoken(let awakening) = $0 { awakening } else { nil } } }
+
+    private typealias Outcome = (request: Int, transition: Transition, result: TransitionResult, status: UInt32?)
 
     private func nextOutcome() -> Outcome? {
         next {
-            if case .power(.outcome(_, let transition, let result, let status)) = $0 {
-                (transition, result, status)
+            if case .power(.outcome(let id, let transition, let result, let status)) = $0 {
+                (id.number, transition, result, status)
             } else {
                 nil
             }
@@ -124,10 +152,16 @@ final class DemoStory: @unchecked Sendable {
     private func tell() {
         do {
             guard nextAttached() else { return }
-            try refusals()
-            try goDown("a reboot", .reboot, .reset, "power user 5 6 0")
-            guard nextAttached() else { return }
-            try goDown("a shutdown", .shutdown, .poweredOff, "power user 6 6 0")
+            switch part {
+            case .first:
+                try refusals()
+                try goDown("a reboot", .reboot, .reset, "power user 5 6 0")
+                guard nextAttached() else { return }
+                try goDown("a hibernation", .hibernate, .hibernated, "power user 3 5 0")
+            case .second(let session, let request):
+                try awakening(session, request)
+                try goDown("a shutdown", .shutdown, .poweredOff, "power user 6 6 0")
+            }
         } catch {
             add("the guest", false, "\(error)")
         }
@@ -179,6 +213,14 @@ final class DemoStory: @unchecked Sendable {
             words(held, outcome))
     }
 
+    private func awakening(_ session: String, _ request: Int) throws {
+        let awakening = nextAwoken()
+        let check = try ask("check")
+        let isNamed = awakening?.session == session && awakening?.request == request
+        let words = isNamed ? "awoken from #\(request) of the session before" : awakening?.sign.rawValue ?? "not seen"
+        add("its resume in a new QEMU", isNamed && check.isOK, "\(words); guest: \(check.result)")
+    }
+
     private func goDown(
         _ name: String, _ transition: Transition, _ result: TransitionResult, _ command: String
     ) throws {
@@ -186,6 +228,11 @@ final class DemoStory: @unchecked Sendable {
         _ = try guest.console.start(command)
         let held = nextHeld()
         let outcome = nextOutcome()
+        if outcome?.result == .hibernated {
+            condition.lock()
+            hibernation = outcome?.request
+            condition.unlock()
+        }
         add(
             name, (held ?? .zero) >= hold && outcome?.transition == transition && outcome?.result == result,
             words(held, outcome))

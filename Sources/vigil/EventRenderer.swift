@@ -49,9 +49,14 @@ final class EventRenderer {
 enum JSONRendering {
     static func line(_ event: EngineEvent) -> JSONLine {
         switch event {
-        case .waiting(let reason):
-            var line = JSONLine(event: "waiting")
-            line.add("reason", reason)
+        case .waiting(let reason): return sentence("waiting", reason)
+        case .warning(let reason): return sentence("warning", reason)
+        case .awoken(let awakening):
+            var line = JSONLine(event: "awoken")
+            line.add("sign", awakening.sign.rawValue)
+            line.add("session", awakening.session)
+            line.add("request", awakening.request)
+            line.add("hibernatedAt", awakening.hibernatedAt.map(JSONLine.time))
             return line
         case .attached(let found): return attached(found)
         case .power(let event): return power(event)
@@ -59,8 +64,15 @@ enum JSONRendering {
         }
     }
 
+    private static func sentence(_ event: String, _ reason: String) -> JSONLine {
+        var line = JSONLine(event: event)
+        line.add("reason", reason)
+        return line
+    }
+
     private static func attached(_ found: Attachment) -> JSONLine {
         var line = JSONLine(event: "attached")
+        line.add("session", found.session)
         line.add("kernelBase", hex(found.kernel.base.rawValue))
         line.add("build", found.kernel.build)
         line.add("architecture", found.kernel.architecture.rawValue)
@@ -171,6 +183,8 @@ enum TextRendering {
     static func lines(_ event: EngineEvent) -> [String] {
         switch event {
         case .waiting(let reason): ["waiting: \(reason)"]
+        case .warning(let reason): ["warning: \(reason)"]
+        case .awoken(let awakening): [awoken(awakening)]
         case .attached(let found): attached(found)
         case .power(let event): [power(event)]
         case .detached(let end): [detached(end)]
@@ -188,6 +202,13 @@ enum TextRendering {
         ] + found.powerFunction.notes.map { "  \($0)" } + [
             "  armed, \(found.mechanism); memory is \(found.memoryAccess)"
         ]
+    }
+
+    private static func awoken(_ awakening: Awakening) -> String {
+        guard let session = awakening.session, let request = awakening.request, let time = awakening.hibernatedAt else {
+            return "the guest is older than its machine: it hibernated unseen, or is a snapshot, or was migrated"
+        }
+        return "awoken from the hibernation of \(JSONLine.time(time)): #\(request) of session \(session)"
     }
 
     private static func power(_ event: PowerEvent) -> String {

@@ -7,10 +7,13 @@ struct JSONLine {
     /// Begins with the event's name and the time, as every line of Vigil's does.
     init(event: String, at time: Date = Date()) {
         add("event", event)
-        add(
-            "timestamp",
-            time.formatted(
-                .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted)))
+        add("timestamp", Self.time(time))
+    }
+
+    /// A point in time: UTC, ISO 8601, to the millisecond.
+    static func time(_ time: Date) -> String {
+        time.formatted(
+            .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted))
     }
 
     /// Adds a member; nil becomes null.

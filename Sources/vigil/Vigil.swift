@@ -11,7 +11,8 @@ struct Vigil: ParsableCommand {
             symbols, sees every sleep, hibernation, reboot and shutdown coming, can hold the caller for a \
             while, and reports how each transition ended.
 
-            Start with "vigil demo", which boots a small bundled guest, and sees it sleep, reboot and power off.
+            Start with "vigil demo", which boots a small bundled guest, and sees it sleep, reboot, \
+            hibernate and power off.
             """,
         version: "0.1.0",
         subcommands: [Demo.self, Attach.self, Inspect.self, Guardian.self])

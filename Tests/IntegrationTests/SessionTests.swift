@@ -14,12 +14,13 @@ extension Integration {
             #expect(!events.contains { $0 == nil }, "every line is a JSON object")
             let names = events.compactMap { $0?.name }
             #expect(names.last == "demo-summary")
-            #expect(events.last??.int("passed") == 7)
+            #expect(events.last??.int("passed") == 9)
             let outcomes = events.compactMap { $0?.name == "outcome" ? $0?.string("result") : nil }
-            #expect(outcomes == ["refused", "resumed", "reset", "powered-off"])
+            #expect(outcomes == ["refused", "resumed", "reset", "hibernated", "powered-off"])
             #expect(events.allSatisfy { $0?.string("timestamp")?.hasSuffix("Z") == true })
             #expect(names.count { $0 == "request-ignored" } == 2)
-            #expect(names.count { $0 == "transition-requested" } == 4)
+            #expect(names.count { $0 == "transition-requested" } == 5)
+            #expect(names.count { $0 == "awoken" } == 1 && !names.contains("warning"))
         }
 
         @Test("Unprivileged callers and bad arguments change nothing in what comes after")

@@ -39,40 +39,6 @@ extension Integration {
             #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
         }
 
-        @Test("A hibernation is seen to the end, and the guest that resumes in a new QEMU is watched again")
-        func hibernates() throws {
-            let disk = "/tmp/vigil-disk-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(disk) }
-            // Room for all of the guest's memory, and a header.
-            #expect(FileManager.default.createFile(atPath: disk, contents: Data(count: 160 << 20)))
-            var configuration = GuestConfiguration()
-            configuration.extraArguments = ["-drive", "file=\(disk),format=raw,if=ide"]
-            let before: VigilEvent
-            do {
-                let guest = try BundledGuestMachine.ready(configuration)
-                let vigil = try VigilProcess(["attach", guest.target, "--hold", "100", "--format", "json"])
-                before = try vigil.event("attached")
-                _ = try guest.console.start("power user 3 5 0")
-                #expect(try vigil.event("transition-requested").string("transition") == "hibernate")
-                _ = try vigil.event("held")
-                let outcome = try vigil.event("outcome")
-                #expect(outcome.string("result") == "hibernated")
-                #expect(outcome.string("status") == nil)
-                #expect(vigil.exitStatus() == 0)
-            }
-            let guest = try BundledGuestMachine(configuration)
-            _ = try guest.console.waitForLine(containing: "! awake")
-            // What was armed when it went down is not in it: its own check finds the code as at its boot.
-            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
-            let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
-            #expect(try vigil.event("attached").string("kernelBase") == before.string("kernelBase"))
-            try guest.console.run("refuse on")
-            try guest.console.run("power user 5 6 0")
-            #expect(try vigil.event("outcome").string("result") == "refused")
-            vigil.send(SIGINT)
-            #expect(vigil.exitStatus() == 0)
-        }
-
         @Test("Four callers at once on four processors: each is seen, none is lost, none is stuck")
         func fourCallers() throws {
             var configuration = GuestConfiguration()

@@ -88,8 +88,17 @@ final class VigilProcess {
         }
     }
 
+    /// Instead of the user's own folder for state: set for every process that tests start.
+    private static let stateHome: String = {
+        let folder = "/tmp/vigil-state-\(getpid())"
+        setenv("XDG_STATE_HOME", folder, 1)
+        atexit { try? FileManager.default.removeItem(atPath: VigilProcess.stateHome) }
+        return folder
+    }()
+
     /// - Parameter program: run instead of vigil itself, with vigil's path and arguments as its own.
     init(_ arguments: [String], by program: [String] = []) throws {
+        _ = Self.stateHome
         let command = try program + [Self.path] + arguments
         func pipe() throws -> (read: Int32, write: Int32) {
             var ends: [Int32] = [-1, -1]

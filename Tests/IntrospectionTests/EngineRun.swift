@@ -12,6 +12,8 @@ final class EngineRun {
     var options = EngineOptions()
     private(set) var events: [String] = []
     private(set) var attachments: [Attachment] = []
+    private(set) var awakenings: [Awakening] = []
+    private(set) var warnings: [String] = []
     private(set) var detachment: Detachment?
     private(set) var error: EngineError?
     private(set) var reason: Detachment.Reason?
@@ -41,6 +43,10 @@ final class EngineRun {
         case .attached(let attachment):
             attachments.append(attachment)
             events.append("attached")
+        case .awoken(let awakening):
+            awakenings.append(awakening)
+            events.append("awoken")
+        case .warning(let warning): warnings.append(warning)
         case .detached(let detachment):
             self.detachment = detachment
             events.append("detached")

@@ -33,6 +33,7 @@ public final class FakeMachine {
     /// Who stopped the machine.
     enum Stopper { case us, breakpoint, others }
 
+    public var identity = MachineIdentity(name: "fake", uuid: nil, processID: nil, hypervisor: "fake")
     public let ram: SyntheticRAM
     public var registers: [Registers]
     public var tables: [ProcessorTables] = []
@@ -116,9 +117,6 @@ public final class FakeMachine {
 }
 
 extension FakeMachine: VirtualMachine {
-    public var identity: MachineIdentity {
-        MachineIdentity(name: "fake", uuid: nil, processID: nil, hypervisor: "fake")
-    }
     public var memory: PhysicalMemory { ram.physical }
     public var memoryAccess: String { "made up" }
 
