@@ -8,6 +8,10 @@ public enum EngineEvent {
     case waiting(reason: String)
     case attached(Attachment)
     case power(PowerEvent)
+    /// The command that a held caller waits for runs.
+    case commandStarted(RequestID, processID: Int32)
+    /// That command has ended, or could not be started; with the time since its start.
+    case commandEnded(RequestID, CommandEnd, duration: Duration)
     case detached(Detachment)
 }
 
