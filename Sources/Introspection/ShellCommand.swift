@@ -1,3 +1,4 @@
+import Foundation
 import Glibc
 import HostProcesses
 import HypervisorInterface
@@ -52,7 +53,21 @@ public final class ShellCommand: HoldCommand {
         return signal == 0 ? .exited(code: status >> 8 & 0xff) : .signalled(signal)
     }
 
-    public var hasLeftovers: Bool { end != nil && kill(-processID, 0) == 0 }
+    public var hasLeftovers: Bool { end != nil && kill(-processID, 0) == 0 && Self.isAlive(group: processID) }
+
+    /// Whether a process of a group still runs. Dead ones stay in their group until somebody reaps them, which may
+    /// take long in a container.
+    private static func isAlive(group: Int32) -> Bool {
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
+        return names.contains { name in
+            guard Int32(name) != nil, let text = try? String(contentsOfFile: "/proc/\(name)/stat", encoding: .utf8),
+                let nameEnd = text.lastIndex(of: ")")
+            else { return false }
+            // After the name: state, parent, group.
+            let fields = text[nameEnd...].split(separator: " ").dropFirst().prefix(3)
+            return fields.first != "Z" && fields.last == "\(group)"
+        }
+    }
 
     public func send(_ signal: Int32) { kill(-processID, signal) }
 

@@ -76,6 +76,16 @@ import Testing
         #expect(command.end == nil && getpgid(child) == command.processID)
         command.send(SIGTERM)
         #expect(Self.end(command) == .signalled(SIGTERM))
-        #expect(processEnds(child))
+        #expect(processEnds(child) && !command.hasLeftovers)
+    }
+
+    @Test("What it leaves in its group is seen until it ends, reaped or not")
+    func leftovers() throws {
+        let pipe = NamedPipe()
+        let command = try Self.start("sleep 600 & echo $! > \(pipe.path)")
+        let child = try #require(pipe.readLine().flatMap { Int32($0) })
+        #expect(Self.end(command) == .exited(code: 0) && command.hasLeftovers)
+        command.send(SIGKILL)
+        #expect(processEnds(child) && !command.hasLeftovers)
     }
 }
