@@ -46,7 +46,11 @@ let package = Package(
         module("PowerTransitions", ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module(
             "Introspection",
-            ["PowerTransitions", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
+            [
+                "PowerTransitions", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86",
+                "HostProcesses",
+            ]),
+        module("HostProcesses", ["CLinux"]),
         module(
             "QEMUHypervisor",
             ["HypervisorInterface", "GuestMemory", "X86", "CLinux"]),
@@ -54,32 +58,33 @@ let package = Package(
         .executableTarget(
             name: "vigil",
             dependencies: [
-                "Introspection", "QEMUHypervisor", "BundledGuest",
+                "Introspection", "QEMUHypervisor", "BundledGuest", "HostProcesses",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: settings),
 
         // The guest that the demo and the tests boot, built from Guest/ by the plugin.
         .target(
-            name: "BundledGuest", dependencies: ["CLinux"], swiftSettings: settings,
+            name: "BundledGuest", dependencies: ["HostProcesses"], swiftSettings: settings,
             plugins: ["BuildGuest"]),
         .executableTarget(name: "guest-builder", swiftSettings: settings),
         .plugin(name: "BuildGuest", capability: .buildTool(), dependencies: ["guest-builder"]),
 
         .target(
-            name: "TestSupport", dependencies: ["HypervisorInterface", "WindowsGuest", "GuestMemory", "X86"],
+            name: "TestSupport", dependencies: ["HypervisorInterface", "WindowsGuest", "GuestMemory", "X86", "CLinux"],
             path: "Tests/TestSupport", swiftSettings: settings),
         // Runs the detour's handler in the tests' own process.
         .target(name: "CHandlerHarness", path: "Tests/CHandlerHarness"),
         tests("X86", ["WindowsGuest", "CHandlerHarness"]),
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
-        tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface"]),
+        tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),
         .testTarget(
             name: "IntegrationTests",
             dependencies: [
-                "BundledGuest", "QEMUHypervisor", "HypervisorInterface", "Introspection", "WindowsGuest",
+                "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
+                "WindowsGuest",
                 "TestSupport", "vigil",
             ],
             swiftSettings: settings),

@@ -1,5 +1,6 @@
 import Foundation
 import Glibc
+import HostProcesses
 
 /// How to start the bundled guest.
 public struct GuestConfiguration: Sendable {
@@ -114,7 +115,12 @@ public final class BundledGuestMachine {
         console = GuestConsole(descriptor: pair[0])
         let log = open(logFile.path, O_CREAT | O_WRONLY | O_CLOEXEC | O_APPEND, 0o600)
         defer { close(log) }
-        process = try DependentProcess(path: qemu, arguments: arguments, output: log, errors: log, inherited: pair[1])
+        do {
+            process = try DependentProcess(
+                path: qemu, arguments: arguments, output: log, errors: log, inherited: pair[1])
+        } catch {
+            throw GuestStartError.failed(error.description)
+        }
     }
 
     deinit {

@@ -72,24 +72,35 @@ uint64_t clinux_device(unsigned int major, unsigned int minor) { return makedev(
 
 short clinux_spawn_new_session(void) { return POSIX_SPAWN_SETSID; }
 
-pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int output, int errors, int inherited)
+pid_t clinux_spawn_dependent(const char *path, char *const arguments[], char *const environment[], int input,
+                             int output, int errors, int inherited)
 {
+    if (access(path, X_OK) != 0)
+        return -errno;
     // Only async-signal-safe calls after the fork: other threads may hold any lock.
     pid_t parent = getpid();
     pid_t child = fork();
-    if (child != 0)
-        return child < 0 ? -errno : child;
+    if (child < 0)
+        return -errno;
+    if (child > 0) {
+        // The child does so too: whoever comes first, a signal to the group finds it.
+        setpgid(child, child);
+        return child;
+    }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent)
         _exit(127);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    // What is ignored stays ignored in a new program.
+    signal(SIGPIPE, SIG_DFL);
     // A group of its own: a terminal's Ctrl-C is for whoever started the program.
     setpgid(0, 0);
-    int null = open("/dev/null", O_RDWR);
+    if (input < 0)
+        input = open("/dev/null", O_RDWR);
     // Copies above the numbers that the program wants, so that no copy overwrites a source.
-    int sources[] = {null, output, errors, inherited};
+    int sources[] = {input, output, errors, inherited};
     for (int index = 0; index < 4; index++)
         sources[index] = sources[index] >= 0 ? fcntl(sources[index], F_DUPFD, 16) : -1;
     for (int index = 0; index < 4; index++)
@@ -97,7 +108,7 @@ pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int outp
             dup2(sources[index], index);
     for (int descriptor = inherited >= 0 ? 4 : 3; descriptor < 1024; descriptor++)
         close(descriptor);
-    execv(path, arguments);
+    execve(path, arguments, environment ? environment : environ);
     _exit(127);
 }
 

@@ -59,6 +59,8 @@ public enum MachineEvent: Equatable, Sendable {
     case host(HostEvent)
     /// The machine is gone: its process ended or its connections closed. Nothing follows.
     case gone(reason: String)
+    /// One of `VirtualMachine.watchedDescriptors` can be read.
+    case descriptorReady(Int32)
     /// Somebody asked the wait to end (see `VirtualMachine.wakeDescriptor`).
     case interrupted
 }

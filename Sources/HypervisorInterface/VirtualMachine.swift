@@ -46,6 +46,10 @@ public protocol VirtualMachine: AnyObject {
     /// Translation and system tables of each vCPU, in the vCPUs' order, without stopping the guest.
     func processorTables() throws(HypervisorError) -> [ProcessorTables]
 
+    /// Descriptors of whoever uses the machine that `nextEvent` waits on too. One that can be read is reported at
+    /// every wait until it is taken out or read; nothing is read from it here.
+    var watchedDescriptors: [Int32] { get set }
+
     /// Waits for the next event, until `deadline` at the latest; nil when that passed.
     func nextEvent(until deadline: Deadline) throws(HypervisorError) -> MachineEvent?
 }

@@ -20,6 +20,9 @@ public struct EngineOptions {
     public var session = UUID().uuidString.lowercased()
     /// Where hibernations are recorded, and looked for on attaching; nil for nowhere.
     public var journal: (any HibernationJournal)?
+    /// Starts a command for each request whose caller is held; the hold ends with it, if not before. A command
+    /// that outlasts the hold is ended.
+    public var startHoldCommand: HoldCommandStart?
 
     public init() {}
 }
@@ -39,6 +42,7 @@ public final class Engine {
     private let options: EngineOptions
     private let report: (EngineEvent) -> Void
     private var powerGuard: PowerGuard?
+    private let commands: HoldCommands?
     private var debugRegisters: DebugRegisterTable
     private var hasControl = false
     /// The machine stands because one of our breakpoints stopped it.
@@ -58,6 +62,7 @@ public final class Engine {
         self.machine = machine
         self.options = options
         self.report = report
+        commands = options.startHoldCommand.map { HoldCommands(start: $0, report: report) }
         effects = GuestEffects(machine: machine)
         debugRegisters = DebugRegisterTable(effects)
     }
@@ -69,6 +74,7 @@ public final class Engine {
     /// - Returns: why it ended.
     @discardableResult
     public func run() throws(EngineError) -> Detachment.Reason {
+        defer { endCommands() }
         do throws(EngineError) {
             return try stay()
         } catch {
@@ -101,7 +107,8 @@ public final class Engine {
                 giveUpAt = nil
             }
             let due = try detour { () throws(DetourError) in try powerGuard?.tick() }
-            let deadline = min(due ?? .now + .seconds(1), .now + .seconds(1))
+            try followHolds()
+            let deadline = [due, commands?.nextDeadline].compactMap(\.self).reduce(.now + .seconds(1), min)
             if let event = try host({ () throws(HypervisorError) in try machine.nextEvent(until: deadline) }),
                 case .end(let reason) = try handle(event)
             {
@@ -138,6 +145,7 @@ public final class Engine {
                     report(.waiting(reason: problem.description))
                 }
             }
+            try followHolds()
             let next = ContinuousClock.now + Self.surveyInterval
             while let event = try host({ () throws(HypervisorError) in try machine.nextEvent(until: next) }) {
                 if case .end(let reason) = try handle(event) { return .end(reason) }
@@ -185,6 +193,7 @@ public final class Engine {
         switch event {
         case .stop: try handleStop()
         case .host(let event): try handle(event)
+        case .descriptorReady: try followHolds()
         case .interrupted: return .end(.asked)
         case .gone(let reason):
             if powerGuard?.machineEnded() == true { isPoweringOff = true }
@@ -250,6 +259,22 @@ public final class Engine {
         lastRequest = current.lastRequest
     }
 
+    // MARK: Commands
+
+    /// Starts and ends the commands that callers are held for, and lets callers go whose commands have ended.
+    private func followHolds() throws(EngineError) {
+        guard let commands else { return }
+        for (id, reason) in commands.follow(powerGuard?.waitingRequests ?? []) {
+            try detour { () throws(DetourError) in try powerGuard?.release(id, because: reason) }
+        }
+        machine.watchedDescriptors = commands.descriptors
+    }
+
+    private func endCommands() {
+        machine.watchedDescriptors = []
+        commands?.endAll()
+    }
+
     // MARK: Leaving
 
     private func leave(_ reason: Detachment.Reason, quietly: Bool) throws(EngineError) {
@@ -278,6 +303,7 @@ public final class Engine {
         let open = powerGuard?.openTransitions ?? 0
         if let current = powerGuard { addCalls(of: current) }
         powerGuard = nil
+        endCommands()
         if quietly { return }
         report(
             .detached(
@@ -299,6 +325,7 @@ public final class Engine {
             switch event {
             case .stop: try handleStop()
             case .host(let event): powerGuard?.handle(event)
+            case .descriptorReady: try followHolds()
             case .gone: return
             case .interrupted, nil: break
             }
@@ -310,6 +337,7 @@ public final class Engine {
     /// - Returns: how many have not: the guest stands, or its waiting threads do not get to run.
     private func letCallersOut(_ current: PowerGuard) throws(EngineError) -> Int {
         try detour { () throws(DetourError) in try current.releaseAll() }
+        try followHolds()
         // Without a guardian that callers in delays could be left to, only Vigil can give them their registers.
         let mustStay = options.waiting == .delay && effects.witnesses.isEmpty
         let deadline = ContinuousClock.now + (mustStay ? .seconds(3600) : Self.leavingTimeout)
@@ -321,6 +349,7 @@ public final class Engine {
                 try handle(event)
                 // A reset: nobody waits any more.
                 if powerGuard == nil { return 0 }
+            case .descriptorReady: try followHolds()
             case .gone: return current.heldCallers
             case .interrupted: break
             case nil:

@@ -10,6 +10,10 @@ public enum EngineEvent {
     /// The guest that was attached to had hibernated in another machine. Right after `attached`.
     case awoken(Awakening)
     case power(PowerEvent)
+    /// The command that a held caller waits for runs.
+    case commandStarted(RequestID, processID: Int32)
+    /// That command has ended, or could not be started; with the time since its start.
+    case commandEnded(RequestID, CommandEnd, duration: Duration)
     case detached(Detachment)
     /// Something did not work that the session does not depend on. A sentence for the user.
     case warning(String)

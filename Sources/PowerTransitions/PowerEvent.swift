@@ -28,6 +28,12 @@ public enum ReleaseReason: String, Sendable {
     case holdOver = "hold-over"
     /// It would have been held longer than Vigil's deadline allows.
     case deadline
+    /// What it waited for was done, without a failure.
+    case commandEnded = "command-ended"
+    /// What it waited for failed, or could not be begun.
+    case commandFailed = "command-failed"
+    /// What it waited for took too long.
+    case holdLimit = "hold-limit"
     /// Vigil leaves the guest.
     case leaving
     /// It went by itself: the guest saw no sign of life of Vigil.

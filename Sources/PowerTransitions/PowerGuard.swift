@@ -9,12 +9,15 @@ public struct PowerGuardOptions: Equatable, Sendable {
     /// Vigil's own deadline for any hold.
     public static let defaultDeadline = Duration.seconds(10)
 
-    /// How long to hold each request's caller; nil for not at all.
-    public var hold: Duration?
-    /// No caller is held longer than this.
+    public var hold: HoldPolicy
+    /// No caller is held longer than this, except where the policy has a limit of its own.
     public var deadline = Self.defaultDeadline
 
-    public init(hold: Duration? = nil) { self.hold = hold }
+    /// - Parameter hold: how long to hold each request's caller; nil for not at all.
+    public init(hold: Duration? = nil) { self.hold = hold.map(HoldPolicy.lasting) ?? .none }
+
+    /// Each request's caller is held until `PowerGuard.release(_:because:)` lets it go, or the limit passes.
+    public init(holdUntilReleasedWithin limit: Duration) { hold = .untilReleased(limit: limit) }
 }
 
 /// Sees every power transition coming: follows each call of NtSetSystemPowerState from its entry to its return.
@@ -82,6 +85,8 @@ public final class PowerGuard {
     public var lastRequest: Int { lastID }
     /// How many callers are being held.
     public var heldCallers: Int { detour.holders.count }
+    /// Requests whose callers wait and were not told to go yet.
+    public var waitingRequests: [RequestID] { holds.filter { !$0.isReleased }.map(\.id) }
     /// Requests whose outcome is not known yet.
     public var openTransitions: Int { records.count }
 
@@ -126,9 +131,7 @@ public final class PowerGuard {
             hold = id
         }
         calls.append(call)
-        if let id = hold, let duration = options.hold, !isLeaving, try beginHold(id, for: duration, vcpu, registers) {
-            return
-        }
+        if let id = hold, options.hold != .none, !isLeaving, try beginHold(id, vcpu, registers) { return }
         try enter(calls.count - 1, vcpu)
     }
 
@@ -213,7 +216,7 @@ public final class PowerGuard {
         records.append(
             TransitionRecord(
                 id: id, transition: request.transition, isWatched: isWatched,
-                deadline: now() + Self.outcomeTimeout + (options.hold ?? .zero)))
+                deadline: now() + Self.outcomeTimeout + options.hold.longest))
         report(.transitionRequested(id, request, caller))
         return id
     }
@@ -253,15 +256,12 @@ public final class PowerGuard {
 
     /// Lets the caller's thread wait in the guest. (The original's `IntWinPowEnableSpinWait`.)
     /// - Returns: false where it cannot wait; then it goes on at once, and that was reported.
-    private func beginHold(
-        _ id: RequestID, for duration: Duration, _ vcpu: VCPU, _ registers: Registers
-    ) throws(DetourError) -> Bool {
+    private func beginHold(_ id: RequestID, _ vcpu: VCPU, _ registers: Registers) throws(DetourError) -> Bool {
         let stopsBefore = stops - 1
-        let isTooLong = duration > options.deadline
-        let duration = isTooLong ? options.deadline : duration
+        let (length, reason) = holdEnd
         let holder: PatchlessDetour.Holder
         do throws(DetourError) {
-            holder = try detour.hold(vcpu, registers, for: duration)
+            holder = try detour.hold(vcpu, registers, for: length)
         } catch {
             if case .hypervisor = error { throw error }
             report(.notHeld(id, reason: error.description))
@@ -270,9 +270,24 @@ public final class PowerGuard {
         let start = now()
         holds.append(
             Hold(
-                id: id, slot: holder.slot, start: start, end: start + duration,
-                reason: isTooLong ? .deadline : .holdOver, stopsBefore: stopsBefore))
+                id: id, slot: holder.slot, start: start, end: start + length, reason: reason, stopsBefore: stopsBefore))
         return true
+    }
+
+    /// When a hold ends by itself, from its beginning, and why.
+    private var holdEnd: (length: Duration, reason: ReleaseReason) {
+        switch options.hold {
+        case .untilReleased(let limit): (limit, .holdLimit)
+        case .none, .lasting:
+            options.hold.longest > options.deadline
+                ? (options.deadline, .deadline) : (options.hold.longest, .holdOver)
+        }
+    }
+
+    /// Lets a request's caller go, if it still waits.
+    public func release(_ id: RequestID, because reason: ReleaseReason) throws(DetourError) {
+        guard let index = holds.firstIndex(where: { $0.id == id }) else { return }
+        try release(index, because: reason)
     }
 
     /// Lets a held caller go. (The original's `IntWinPowDisableSpinWait`.)

@@ -89,7 +89,7 @@ final class GDBStub {
         if wasRunning { stopsToBeReported += 1 }
         // Whether the stub reports that stop depends on whether it was started before or after its
         // connection was there.
-        try resynchronise()
+        try resynchronise(as: .first)
         stoodAtFirst = !wasRunning
         try readDescription()
     }
@@ -117,29 +117,41 @@ final class GDBStub {
         }
     }
 
-    /// Discards what is still on its way (a dead client's answers, a stop reply that may come or not), so
-    /// that replies match questions.
-    func resynchronise() throws(HypervisorError) {
-        let deadline = ContinuousClock.now + Self.answerTimeout
-        // Only this question has an answer that begins with "vCont".
-        try socket.write(GDBPacket.frame("vCont?"))
-        while true {
-            let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer its new client")
-            if reply.starts(with: "vCont".utf8) { break }
-            if GDBStopReply(reply) == .interrupted {
-                // The question itself stopped a running machine and was swallowed, or the dead client's
-                // last interrupt was still unread: asking once more is right in both cases.
-                try socket.write(GDBPacket.frame("vCont?"))
+    /// Who begins to speak with a stub. Each has questions that the other never asks, with answers that nothing
+    /// else has, so that what a dead client left unread is never taken for an answer.
+    enum Client {
+        /// Of a connection that was just made.
+        case first
+        /// Of the connection of a client that died.
+        case heir
+
+        /// Questions, and what their answers begin with.
+        var questions: [(question: String, answer: String)] {
+            switch self {
+            case .first: [("vCont?", "vCont"), ("qfThreadInfo", "m"), ("qAttached", "1")]
+            case .heir: [("qC", "QC"), ("qSupported", "PacketSize"), ("qXfer:features:read::0,1", "E00")]
             }
         }
-        // Where one question too many was asked, its answer is still on its way: a different question,
-        // and everything before its answer is discarded.
-        try socket.write(GDBPacket.frame("qAttached"))
-        while true {
-            let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer its new client")
-            if !reply.starts(with: "vCont".utf8) && GDBStopReply(reply) == nil { break }
+    }
+
+    /// Discards what is still on its way (a dead client's answers, a stop reply that may come or not), so
+    /// that replies match questions.
+    func resynchronise(as client: Client) throws(HypervisorError) {
+        let deadline = ContinuousClock.now + Self.answerTimeout
+        // Each is asked once, so that its answer is the last thing on its way. A stop meanwhile may be a dead
+        // client's, or that of a running machine which swallowed the question: then the next one is asked.
+        for (question, answer) in client.questions {
+            try socket.write(GDBPacket.frame(question))
+            while true {
+                let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer its new client")
+                if reply.starts(with: answer.utf8) {
+                    isStanding = true
+                    return
+                }
+                if GDBStopReply(reply) == .interrupted { break }
+            }
         }
-        isStanding = true
+        throw .unexpectedAnswer("a machine that is started and stopped all the time")
     }
 
     private func readAnnex(_ annex: String) throws(HypervisorError) -> [UInt8] {

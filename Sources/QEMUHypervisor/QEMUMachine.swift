@@ -26,6 +26,7 @@ public final class QEMUMachine {
     var isStoppedByOperator = false
     /// Set where the guardian's executable is known: the program and its leading arguments.
     var guardianCommand: [String]?
+    public var watchedDescriptors: [Int32] = []
     /// A descriptor; a byte that can be read there is taken and ends `nextEvent`'s wait. -1 for none.
     public var wakeDescriptor: Int32 = -1
 
@@ -92,6 +93,8 @@ extension QEMUMachine: VirtualMachine {
             var descriptors = [qmp.socket.descriptor]
             if let stub { descriptors.append(stub.socket.descriptor) }
             if let guardian { descriptors.append(guardian.descriptor) }
+            let ownCount = descriptors.count
+            descriptors += watchedDescriptors
             if wakeDescriptor >= 0 { descriptors.append(wakeDescriptor) }
             let ready = try pulse.waitForInput(descriptors, until: deadline)
             if wakeDescriptor >= 0, ready.last == true {
@@ -100,6 +103,10 @@ extension QEMUMachine: VirtualMachine {
                 return .interrupted
             }
             if !ready.contains(true) { return nil }
+            // What the machine says comes first.
+            if !ready[..<ownCount].contains(true), let index = ready.firstIndex(of: true) {
+                return .descriptorReady(descriptors[index])
+            }
             qmp.takeInput()
         }
     }

@@ -34,12 +34,34 @@ struct Attach: ParsableCommand {
                 + "(default: $XDG_STATE_HOME/vigil or ~/.local/state/vigil).",
             valueName: "directory"))
     var state: String?
+    @Option(
+        help: ArgumentHelp(
+            "Hold the caller of each transition until this shell command has ended; it gets the event, as JSON, "
+                + "on its standard input.",
+            valueName: "command"))
+    var runBefore: String?
+    @Option(
+        help: ArgumentHelp(
+            "End such a hold, and the command, after so many milliseconds: 60000 unless given, 3600000 at most.",
+            valueName: "milliseconds"))
+    var holdLimit: Int?
     @Option(help: "How to report: text for people, json for scripts (one object a line).")
     var format: OutputFormat = .text
 
     func validate() throws {
         if state?.isEmpty == true { throw ValidationError("--state takes the path of a directory.") }
         if let hold, hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
+        if hold != nil && runBefore != nil {
+            throw ValidationError(
+                "--hold and --run-before exclude each other: with --run-before the hold ends with the command.")
+        }
+        if runBefore?.isEmpty == true { throw ValidationError("--run-before takes a command.") }
+        if let holdLimit {
+            if runBefore == nil { throw ValidationError("--hold-limit needs --run-before.") }
+            if !RunBefore.limits.contains(.milliseconds(holdLimit)) {
+                throw ValidationError("--hold-limit takes 1 to 3600000 milliseconds.")
+            }
+        }
     }
 
     mutating func run() throws {
@@ -52,6 +74,12 @@ struct Attach: ParsableCommand {
         try Failure.reporting {
             let machine = try target.connect()
             machine.wakeDescriptor = InterruptSignals.readEnd
+            if let runBefore {
+                let limit = holdLimit.map { Duration.milliseconds($0) } ?? RunBefore.defaultLimit
+                options.guardOptions = PowerGuardOptions(holdUntilReleasedWithin: limit)
+                let command = RunBefore(command: runBefore, qemu: machine.identity.processID, renderer: renderer)
+                options.startHoldCommand = command.start
+            }
             let ending = try Engine(machine, options: options, report: renderer.render).run()
             if case .machineLost(let reason) = ending { throw HypervisorError.gone(reason) }
         }

@@ -9,6 +9,8 @@ final class EventRenderer {
     private let start = ContinuousClock.now
     /// Shown before each line of text.
     var prefix = ""
+    /// What is open, with its event as a line of JSON, whatever the format.
+    private(set) var openRequests: [RequestID: (transition: Transition, line: String)] = [:]
     /// Sees each event after it was written.
     var observer: ((EngineEvent) -> Void)?
 
@@ -16,9 +18,15 @@ final class EventRenderer {
 
     func render(_ event: EngineEvent) {
         defer { observer?(event) }
+        let json = JSONRendering.line(event).text
         switch format {
         case .text: print(line: TextRendering.lines(event).map { time + prefix + $0 }.joined(separator: "\n"))
-        case .json: print(line: JSONRendering.line(event).text)
+        case .json: print(line: json)
+        }
+        switch event {
+        case .power(.transitionRequested(let id, let request, _)): openRequests[id] = (request.transition, json)
+        case .power(.outcome(let id, _, _, _)): openRequests[id] = nil
+        default: break
         }
     }
 
@@ -60,6 +68,12 @@ enum JSONRendering {
             return line
         case .attached(let found): return attached(found)
         case .power(let event): return power(event)
+        case .commandStarted(let id, let pid):
+            var line = JSONLine(event: "command-started")
+            line.add("request", id.number)
+            line.add("pid", pid)
+            return line
+        case .commandEnded(let id, let end, let duration): return commandEnded(id, end, duration)
         case .detached(let end): return detached(end)
         }
     }
@@ -159,6 +173,22 @@ enum JSONRendering {
         }
     }
 
+    private static func commandEnded(_ id: RequestID, _ end: CommandEnd, _ duration: Duration) -> JSONLine {
+        var (code, signal, reason) = (Int32?.none, Int32?.none, String?.none)
+        switch end {
+        case .exited(let number): code = number
+        case .signalled(let number): signal = number
+        case .notStarted(let words): reason = words
+        }
+        var line = JSONLine(event: "command-ended")
+        line.add("request", id.number)
+        line.add("exitCode", code)
+        line.add("signal", signal)
+        line.add("reason", reason)
+        line.add("microseconds", duration.microseconds)
+        return line
+    }
+
     private static func detached(_ end: Detachment) -> JSONLine {
         var line = JSONLine(event: "detached")
         switch end.reason {
@@ -187,6 +217,8 @@ enum TextRendering {
         case .awoken(let awakening): [awoken(awakening)]
         case .attached(let found): attached(found)
         case .power(let event): [power(event)]
+        case .commandStarted(let id, let pid): ["#\(id.number) the command runs, pid \(pid)"]
+        case .commandEnded(let id, let end, let duration): ["#\(id.number) \(end.words) after \(duration.readable)"]
         case .detached(let end): [detached(end)]
         }
     }

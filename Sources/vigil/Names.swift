@@ -1,4 +1,5 @@
 import HypervisorInterface
+import Introspection
 import PowerTransitions
 import WindowsGuest
 
@@ -61,11 +62,25 @@ extension PowerFunction.Way {
     }
 }
 
+extension CommandEnd {
+    var words: String {
+        switch self {
+        case .exited(code: 0): "the command has ended"
+        case .exited(let code): "the command failed with exit code \(code)"
+        case .signalled(let number): "the command was ended by signal \(number)"
+        case .notStarted(let reason): "the command could not be started: \(reason)"
+        }
+    }
+}
+
 extension ReleaseReason {
     var words: String {
         switch self {
         case .holdOver: "the hold is over"
         case .deadline: "Vigil's deadline for holds has passed"
+        case .commandEnded: "the command has ended"
+        case .commandFailed: "the command failed"
+        case .holdLimit: "the command took longer than --hold-limit allows"
         case .leaving: "Vigil is leaving"
         case .cannotWait: "it came back early and could not wait on"
         case .leaseExpired: "the guest saw no sign of life of Vigil and went on by itself"

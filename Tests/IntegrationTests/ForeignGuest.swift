@@ -1,5 +1,6 @@
 import BundledGuest
 import Foundation
+import HostProcesses
 import Testing
 
 /// A machine in long mode whose interrupts lead nowhere near an NT kernel.

@@ -1,5 +1,6 @@
 import BundledGuest
 import Foundation
+import HostProcesses
 import Testing
 
 /// A line of JSON that a vigil process wrote.

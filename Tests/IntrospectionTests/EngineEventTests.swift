@@ -1,5 +1,6 @@
 import HypervisorInterface
 import Introspection
+import PowerTransitions
 import TestSupport
 import Testing
 import WindowsGuest
@@ -117,7 +118,7 @@ import X86
     @Test("A held caller is let out before Vigil leaves, and nothing of the handler stays")
     func leavesWithHeldCaller() throws {
         let run = EngineRun()
-        run.options.guardOptions.hold = .seconds(3600)
+        run.options.guardOptions = PowerGuardOptions(hold: .seconds(3600))
         let before = Array(run.guest.ram.bytes)
         var isInHandler = false
         var call = Registers()
@@ -149,7 +150,7 @@ import X86
     @Test("A caller that does not come out in time is said to be left, its byte cleared and the breakpoints gone")
     func callerLeft() {
         let run = EngineRun()
-        run.options.guardOptions.hold = .seconds(3600)
+        run.options.guardOptions = PowerGuardOptions(hold: .seconds(3600))
         _ = run.run([run.entry(Self.call), { _ in .interrupted }, { _ in nil }])
         #expect(run.detachment?.callersLeft == 1 && run.isClean)
         guard
@@ -165,7 +166,7 @@ import X86
     @Test("A reset while callers are let out leaves none of them")
     func resetWhileLeaving() {
         let run = EngineRun()
-        run.options.guardOptions.hold = .seconds(3600)
+        run.options.guardOptions = PowerGuardOptions(hold: .seconds(3600))
         _ = run.run([run.entry(Self.call), { _ in .interrupted }, Self.reset, { _ in nil }])
         #expect(run.events.contains("outcome 1 reset"))
         #expect(run.detachment?.callersLeft == 0 && run.isClean)
@@ -174,7 +175,7 @@ import X86
     @Test("A guest that stands when Vigil leaves does not keep it waiting for held callers")
     func standsWhileLeaving() {
         let run = EngineRun()
-        run.options.guardOptions.hold = .seconds(3600)
+        run.options.guardOptions = PowerGuardOptions(hold: .seconds(3600))
         _ = run.run([
             run.entry(Self.call),
             { machine in

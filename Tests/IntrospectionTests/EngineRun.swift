@@ -50,6 +50,8 @@ final class EngineRun {
         case .detached(let detachment):
             self.detachment = detachment
             events.append("detached")
+        case .commandStarted(let id, _): events.append("command started \(id.number)")
+        case .commandEnded(let id, let end, _): events.append("command ended \(id.number) \(end)")
         case .power(.transitionRequested(let id, let request, _)):
             events.append("requested \(id.number) \(request.transition)")
         case .power(.outcome(let id, _, let result, _)): events.append("outcome \(id.number) \(result.rawValue)")

@@ -22,7 +22,12 @@ final class GuardedGuest {
 
     var machine: FakeMachine { guest.machine }
 
-    init(reentryIsProved: Bool = true, hold: Duration? = nil, vcpus: Int = 1, threads: Int = 6) throws {
+    convenience init(reentryIsProved: Bool = true, hold: Duration? = nil, vcpus: Int = 1, threads: Int = 6) throws {
+        try self.init(
+            reentryIsProved: reentryIsProved, options: PowerGuardOptions(hold: hold), vcpus: vcpus, threads: threads)
+    }
+
+    init(reentryIsProved: Bool = true, options: PowerGuardOptions, vcpus: Int = 1, threads: Int = 6) throws {
         guest = FakeGuest(vcpus: vcpus, threads: threads)
         let kernel = try guest.locateKernel()
         effects = GuestEffects(machine: guest.machine)
@@ -34,7 +39,7 @@ final class GuardedGuest {
         let sink = Sink()
         powerGuard = PowerGuard(
             detour: detour, callers: CallerReader(kernel: kernel, offsets: try KernelOffsets(of: kernel)),
-            reentryIsProved: reentryIsProved, options: PowerGuardOptions(hold: hold), now: { [clock] in clock.now },
+            reentryIsProved: reentryIsProved, options: options, now: { [clock] in clock.now },
             report: { sink.report($0) })
         sink.report = { [unowned self] in note($0) }
         let armed = detour

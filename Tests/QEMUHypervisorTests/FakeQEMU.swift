@@ -71,7 +71,7 @@ final class FakeQEMU: @unchecked Sendable {
         switch packet {
         case "^C": return nil
         case "vCont?": return "vCont;c;C;s;S"
-        case "qAttached": return "1"
+        case "qC": return "QC01"
         case "qfThreadInfo": return "m" + (1...registers.count).map { "0\($0)" }.joined(separator: ",")
         case "qsThreadInfo": return "l"
         case "g":

@@ -12,7 +12,6 @@ import Testing
     /// A stub that has resynchronised.
     static let synchronise: @Sendable (ScriptedPeer) -> Void = { peer in
         peer.expect("vCont?", reply: "vCont;c;C;s;S")
-        peer.expect("qAttached", reply: "1")
     }
 
     static func reason(_ body: () throws(HypervisorError) -> Void) -> HypervisorError? {

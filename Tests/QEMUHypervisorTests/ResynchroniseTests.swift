@@ -4,14 +4,16 @@ import Testing
 @testable import QEMUHypervisor
 
 @Suite("Beginning a session with a stub") struct ResynchroniseTests {
-    static func check(_ script: @escaping @Sendable (ScriptedPeer) -> Void) throws -> ScriptedPeer {
+    static func check(
+        as client: GDBStub.Client, _ script: @escaping @Sendable (ScriptedPeer) -> Void
+    ) throws -> ScriptedPeer {
         let peer = ScriptedPeer { peer in
             script(peer)
             peer.expect("Hg7", reply: "OK")
             peer.expect("Hg8", reply: "E22")
         }
         let stub = GDBStubTests.stub(peer)
-        try stub.resynchronise()
+        try stub.resynchronise(as: client)
         #expect(stub.isStanding)
         try stub.selectThread(7)
         #expect(throws: HypervisorError.self) { try stub.selectThread(8) }
@@ -20,40 +22,47 @@ import Testing
         return peer
     }
 
-    @Test("A stub with nothing on its way is asked two questions")
+    @Test("A stub with nothing on its way is asked one question")
     func plain() throws {
-        let peer = try Self.check(GDBStubTests.synchronise)
-        #expect(peer.received.count == 4)
+        let peer = try Self.check(as: .first, GDBStubTests.synchronise)
+        #expect(peer.received.count == 3)
     }
 
     @Test(
         "A dead client's answers and stop replies before ours are discarded",
         arguments: [
             ["T02thread:01;"], ["OK", "OK", "0011223344556677"], ["T05thread:01;", "E22"], ["1"], ["vCont;c;C;s;S"],
-            ["T05thread:01;awatch:10;", "T02thread:01;", "OK"],
+            ["T05thread:01;awatch:10;", "T02thread:01;", "OK"], ["m01,02", "T02thread:01;", "T02thread:02;"],
         ])
     func stale(answers: [String]) throws {
-        _ = try Self.check { peer in
+        let stops = answers.filter { $0.hasPrefix("T02") }.count
+        _ = try Self.check(as: .heir) { peer in
             for answer in answers { peer.reply(answer) }
             // QEMU answers every question that it gets, once.
-            while let packet = peer.nextPacket() {
-                if packet == "vCont?" {
-                    peer.reply("vCont;c;C;s;S")
-                } else {
-                    peer.reply("1")
-                    return
-                }
+            for (question, answer) in GDBStub.Client.heir.questions.prefix(stops + 1) {
+                peer.expect(question, reply: answer)
             }
         }
     }
 
-    @Test("A question that stopped a running machine, and was swallowed, is asked again")
-    func swallowed() throws {
-        let peer = try Self.check { peer in
-            peer.expect("vCont?", reply: "T02thread:01;")
-            GDBStubTests.synchronise(peer)
+    @Test("A question that stopped a running machine, and was swallowed, is followed by another", arguments: 1...2)
+    func swallowed(times: Int) throws {
+        let questions = GDBStub.Client.first.questions
+        let peer = try Self.check(as: .first) { peer in
+            // Started again by its operator between two questions.
+            for index in 0..<times { peer.expect(questions[index].question, reply: "T02thread:01;") }
+            peer.expect(questions[times].question, reply: questions[times].answer)
         }
-        #expect(peer.received.prefix(3) == ["vCont?", "vCont?", "qAttached"])
+        #expect(peer.received.prefix(times + 1).elementsEqual(questions.prefix(times + 1).map(\.question)))
+    }
+
+    @Test("No question of an heir's is one that the client before it can have asked")
+    func disjoint() {
+        let (first, heir) = (GDBStub.Client.first.questions, GDBStub.Client.heir.questions)
+        #expect(Set(first.map(\.question)).isDisjoint(with: heir.map(\.question)))
+        for (_, answer) in heir {
+            #expect(!first.contains { $0.answer.hasPrefix(answer) || answer.hasPrefix($0.answer) })
+        }
     }
 
     @Test("A stub that closes instead of answering is a machine that ended")
@@ -63,7 +72,7 @@ import Testing
             peer.hangUp()
         }
         let stub = GDBStubTests.stub(peer)
-        let error = GDBStubTests.reason { () throws(HypervisorError) in try stub.resynchronise() }
+        let error = GDBStubTests.reason { () throws(HypervisorError) in try stub.resynchronise(as: .first) }
         guard case .gone = try #require(error) else {
             Issue.record("\(error!)")
             return
@@ -94,11 +103,8 @@ import Testing
     func opens(wasRunning: Bool) throws {
         let peer = ScriptedPeer { peer in
             if wasRunning { peer.reply("T02thread:01;") }
-            var asked = 0
-            while asked == 0, let packet = peer.nextPacket() {
-                peer.reply(packet == "vCont?" ? "vCont;c;C;s;S" : "1")
-                if packet == "qAttached" { asked = 1 }
-            }
+            peer.expect("vCont?", reply: "vCont;c;C;s;S")
+            if wasRunning { peer.expect("qfThreadInfo", reply: "m01") }
             Self.describe(peer)
         }
         let stub = GDBStubTests.stub(peer)

@@ -56,6 +56,7 @@ public final class FakeMachine {
     /// A breakpoint is faster than the next pause: this vCPU stands at it.
     public var stopBeforePause: VCPU?
     public var capacity = 4
+    public var watchedDescriptors: [Int32] = []
     /// Why control was lost, if it was.
     public var lossOfControl: HypervisorError?
     public private(set) var hasAbandonedWitness = false

@@ -23,9 +23,11 @@ uint64_t clinux_device(unsigned int major, unsigned int minor);
 short clinux_spawn_new_session(void);
 
 /// Starts a program that ends when the calling thread does (PR_SET_PDEATHSIG): the thread must live as long
-/// as the program shall. The program's descriptors are /dev/null, `output`, `errors` and, unless it is -1,
-/// `inherited` as 3. Returns the process id, or -errno.
-pid_t clinux_spawn_dependent(const char *path, char *const arguments[], int output, int errors, int inherited);
+/// as the program shall. The program's descriptors are `input` (-1: /dev/null), `output`, `errors` and, unless
+/// it is -1, `inherited` as 3; its environment is `environment`, or the caller's where that is null. It leads a
+/// process group of its own. Returns the process id, or -errno.
+pid_t clinux_spawn_dependent(const char *path, char *const arguments[], char *const environment[], int input,
+                             int output, int errors, int inherited);
 
 /// A descriptor that can be read when process `pid` has ended, or -errno.
 int clinux_process_descriptor(pid_t pid);

@@ -38,12 +38,16 @@ struct GuardianRecovery {
             }
             return "nothing was armed"
         }
-        try stub.resynchronise()
+        // Whatever was said before is over.
+        while qmp.takeEvent() != nil {}
+        try stub.resynchronise(as: .heir)
+        noteStart(&shallRun)
         // All sites before the guest runs on. A return watch that outlives the return is fatal under TCG: an
         // interrupt whose frame is pushed over the watched slot is acknowledged, and then lost.
         for site in state.sites { try removeWholly(site) }
         let left = try emptyHandler(shallRun: shallRun)
         try endDelays(shallRun: &shallRun)
+        noteStart(&shallRun)
         // Asked again: it may have gone to sleep, or off, meanwhile.
         switch try QEMUMachine.runState(qmp) {
         case .paused, .stoppedByDebugger: if shallRun { try stub.resume() }
@@ -59,6 +63,14 @@ struct GuardianRecovery {
     private func removeWholly(_ site: BreakpointSite) throws(HypervisorError) {
         try stub.remove(site)
         try stub.remove(site)
+    }
+
+    /// Takes note of an operator who started a machine that was not to run. A packet that arrived just then has
+    /// stopped it again.
+    private func noteStart(_ shallRun: inout Bool) {
+        guard !shallRun else { return }
+        qmp.takeInput()
+        if qmp.events.contains(where: { $0.name == "RESUME" }) { shallRun = true }
     }
 
     /// Lets every held caller out of the handler and zeroes it.
@@ -107,6 +119,7 @@ struct GuardianRecovery {
         try stub.insert(entry)
         while !away.isEmpty {
             let stop: GDBStopReply?
+            noteStart(&shallRun)
             if shallRun {
                 stop = try letRun(past: entry, until: nil)
             } else {
