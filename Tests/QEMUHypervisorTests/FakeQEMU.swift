@@ -72,6 +72,8 @@ final class FakeQEMU: @unchecked Sendable {
         case "^C": return nil
         case "vCont?": return "vCont;c;C;s;S"
         case "qC": return "QC01"
+        case "qSupported": return "PacketSize=1000;qXfer:features:read+"
+        case "qXfer:features:read::0,1": return "E00"
         case "qfThreadInfo": return "m" + (1...registers.count).map { "0\($0)" }.joined(separator: ",")
         case "qsThreadInfo": return "l"
         case "g":
