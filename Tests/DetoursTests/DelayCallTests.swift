@@ -19,7 +19,10 @@ import X86
                 delayFunction: HookedGuest.delayFunction, sharedData: SharedUserData.address, push: push))
         let opcode = try kernel.memory.load(UInt8.self, at: push.address)
         test.machine.onStep = { [unowned test] registers in
-            guard registers.rip == push.address.rawValue else { return registers.rip &+= 4 }
+            guard registers.rip == push.address.rawValue else {
+                registers.rip &+= 4
+                return
+            }
             let pushed: [UInt8: UInt64] = [
                 0x50: registers.rax, 0x51: registers.rcx, 0x52: registers.rdx, 0x53: registers.rbx,
                 0x55: registers.rbp, 0x56: registers.rsi, 0x57: registers.rdi,

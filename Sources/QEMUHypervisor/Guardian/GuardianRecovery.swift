@@ -119,7 +119,13 @@ struct GuardianRecovery {
         try stub.insert(entry)
         while !away.isEmpty {
             let stop: GDBStopReply?
+            let stood = !shallRun
             noteStart(&shallRun)
+            if stood && shallRun {
+                // It may have reached the entry at once.
+                try noteArrivals(at: address, &away)
+                if away.isEmpty { break }
+            }
             if shallRun {
                 stop = try letRun(past: entry, until: nil)
             } else {
