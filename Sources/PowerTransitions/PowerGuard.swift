@@ -94,9 +94,10 @@ public final class PowerGuard {
 
     /// Handles one vCPU that stands at the function's entry. (The original's `IntWinPowHandlePowerStateChange`.)
     public func handlePowerStateChange(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
-        if let holder = detour.returningHolder(registers) { return try handleArrival(of: holder, vcpu, registers) }
-
         let caller = callers.caller(registers)
+        if let holder = detour.returningHolder(registers), isThread(of: holder, caller.thread) {
+            return try handleArrival(of: holder, vcpu, registers)
+        }
         if let known = calls.firstIndex(where: {
             $0.isEntering && $0.isSame(stackSlot: registers.rsp, thread: caller.thread)
         }) {
@@ -302,6 +303,13 @@ public final class PowerGuard {
     public func releaseAll() throws(DetourError) {
         isLeaving = true
         for index in holds.indices { try release(index, because: .leaving) }
+    }
+
+    /// Whether a held caller's thread is this one. Another one that comes with its stack pointer has no claim to its
+    /// registers; a thread that cannot be read now is believed.
+    private func isThread(of holder: PatchlessDetour.Holder, _ thread: GuestVirtualAddress) -> Bool {
+        guard let call = calls.first(where: { $0.stackSlot == holder.registers.rsp }) else { return true }
+        return [call.caller.thread, GuestVirtualAddress(0)].contains(thread) || call.caller.thread.rawValue == 0
     }
 
     /// Handles a held caller that stands at the entry again: before its time is over it is sent off once more.

@@ -7,30 +7,16 @@ import WindowsGuest
 import X86
 
 @Suite("Waiting in the guest's own delay function") struct DelayCallTests {
-    /// A guest whose `push rbx` pushes.
-    static func guest(vcpus: Int = 1) throws -> HookedGuest {
+    static func guest() throws -> HookedGuest {
+        // The same kernel, to know the instruction before the hooked guest is made.
         let code = FakeGuest()
-        code.kernel.write(UInt8(0x53), at: code.entry.rawValue + 0x40)
-        let kernel = try code.locateKernel()
-        let push = try #require(PushInstruction(near: code.entry, in: kernel.memory))
+        code.addPush()
+        let push = try #require(PushInstruction(near: code.entry, in: try code.locateKernel().memory))
         let test = try HookedGuest(
-            vcpus: vcpus, waiting: .delay,
+            waiting: .delay,
             means: WaitingMeans(
                 delayFunction: HookedGuest.delayFunction, sharedData: SharedUserData.address, push: push))
-        let opcode = try kernel.memory.load(UInt8.self, at: push.address)
-        test.machine.onStep = { [unowned test] registers in
-            guard registers.rip == push.address.rawValue else {
-                registers.rip &+= 4
-                return
-            }
-            let pushed: [UInt8: UInt64] = [
-                0x50: registers.rax, 0x51: registers.rcx, 0x52: registers.rdx, 0x53: registers.rbx,
-                0x55: registers.rbp, 0x56: registers.rsi, 0x57: registers.rdi,
-            ]
-            registers.rsp -= 8
-            registers.rip += 1
-            test.guest.kernel.write(pushed[opcode]!, at: registers.rsp)
-        }
+        test.guest.addPush()
         return test
     }
 

@@ -22,20 +22,32 @@ final class GuardedGuest {
 
     var machine: FakeMachine { guest.machine }
 
-    convenience init(reentryIsProved: Bool = true, hold: Duration? = nil, vcpus: Int = 1, threads: Int = 6) throws {
+    convenience init(
+        reentryIsProved: Bool = true, hold: Duration? = nil, waiting: WaitingWay = .handler, vcpus: Int = 1,
+        threads: Int = 6
+    ) throws {
         try self.init(
-            reentryIsProved: reentryIsProved, options: PowerGuardOptions(hold: hold), vcpus: vcpus, threads: threads)
+            reentryIsProved: reentryIsProved, options: PowerGuardOptions(hold: hold), waiting: waiting, vcpus: vcpus,
+            threads: threads)
     }
 
-    init(reentryIsProved: Bool = true, options: PowerGuardOptions, vcpus: Int = 1, threads: Int = 6) throws {
+    static let delayFunction = GuestVirtualAddress(0xffff_f806_4a21_1111)
+
+    init(
+        reentryIsProved: Bool = true, options: PowerGuardOptions, waiting: WaitingWay = .handler, vcpus: Int = 1,
+        threads: Int = 6
+    ) throws {
         guest = FakeGuest(vcpus: vcpus, threads: threads)
+        if waiting == .delay { guest.addPush() }
         let kernel = try guest.locateKernel()
         effects = GuestEffects(machine: guest.machine)
         detour = PatchlessDetour(
             entry: guest.entry, effects: effects, debugRegisters: DebugRegisterTable(effects), memory: kernel.memory,
-            waiting: .handler,
+            waiting: waiting,
             slack: try KernelSlack.find(DetourHandler.length, in: kernel).address,
-            means: WaitingMeans(delayFunction: nil, sharedData: SharedUserData.address))
+            means: WaitingMeans(
+                delayFunction: waiting == .delay ? Self.delayFunction : nil, sharedData: SharedUserData.address,
+                push: PushInstruction(near: guest.entry, in: kernel.memory)))
         let sink = Sink()
         powerGuard = PowerGuard(
             detour: detour, callers: CallerReader(kernel: kernel, offsets: try KernelOffsets(of: kernel)),

@@ -77,6 +77,22 @@ public final class FakeGuest {
         return registers
     }
 
+    /// Puts a `push rbx` into the kernel's code, behind the power function's first bytes, and lets the machine execute
+    /// it when it is stepped over.
+    public func addPush() {
+        let address = entry.rawValue + 0x40
+        kernel.write(UInt8(0x53), at: address)
+        machine.onStep = { [unowned self] registers in
+            guard registers.rip == address else {
+                registers.rip &+= 4
+                return
+            }
+            registers.rsp -= 8
+            registers.rip += 1
+            kernel.write(registers.rbx, at: registers.rsp)
+        }
+    }
+
     /// The registers just after a call has returned with a status.
     public func returned(from call: Registers, status: UInt32) -> Registers {
         var registers = call

@@ -11,7 +11,8 @@ struct Benchmark: Sendable {
         MemoryReads.private,
         AttachBenchmark.benchmark,
         RoundTripBenchmark.benchmark,
-        HoldBenchmark.benchmark,
+        HoldBenchmark.inHandler,
+        HoldBenchmark.inDelay,
         OverheadBenchmark.benchmark,
     ]
 }

@@ -1,3 +1,4 @@
+import Detours
 import Foundation
 import Glibc
 import HypervisorInterface
@@ -14,7 +15,8 @@ final class Session: @unchecked Sendable {
     private let wake: (read: Int32, write: Int32)
 
     /// Attaches, and returns when the guest is armed.
-    init(_ guest: BenchmarkGuest, guardianCommand: [String], hold: Duration? = nil) throws {
+    init(_ guest: BenchmarkGuest, guardianCommand: [String], hold: Duration? = nil, waiting: WaitingWay = .delay) throws
+    {
         var ends: [Int32] = [-1, -1]
         guard pipe(&ends) == 0 else { throw BenchmarkError("no pipe") }
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
@@ -26,6 +28,7 @@ final class Session: @unchecked Sendable {
                     QEMUTarget(String(target.dropFirst("qemu:".count))), guardianCommand: guardianCommand)
                 machine.wakeDescriptor = wake.read
                 var options = EngineOptions()
+                options.waiting = waiting
                 options.guardOptions = PowerGuardOptions(hold: hold)
                 try Engine(machine, options: options, report: take).run()
             } catch {
