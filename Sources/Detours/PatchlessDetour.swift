@@ -16,7 +16,7 @@ public final class PatchlessDetour {
     public static let delayInterval = Duration.milliseconds(5)
     /// The longest delay that a caller is sent into without a handler: nothing but the delay's end brings it
     /// back, whoever waits for it.
-    public static let longestDelay = Duration.milliseconds(100)
+    public static let longestDelay = Duration.milliseconds(250)
     /// How many callers can wait in delays of their own at once.
     static let delaySlots = 64
 

@@ -73,7 +73,7 @@ import X86
         let call = test.guest.call()
         test.machine.registers[0] = call
         let holder = try test.detour.hold(VCPU(0), call, for: .seconds(3))
-        #expect(Int64(bitPattern: Self.word(test, call.rsp - 8)) == -1_000_000)
+        #expect(Int64(bitPattern: Self.word(test, call.rsp - 8)) == -2_500_000)
         var back = call
         back.rsp = call.rsp - 0x28
         (back.rcx, back.rdx, back.r8, back.rax) = (7, 7, 7, 0)

@@ -25,15 +25,15 @@ import X86
 
     @Test("A hold that is longer than a delay is several, the last one as long as what is left")
     func severalDelays() throws {
-        let (test, call, back) = try Self.held(.milliseconds(250))
+        let (test, call, back) = try Self.held(.milliseconds(550))
         func interval() throws -> Int64 {
             let memory = try test.guest.locateKernel().memory
             return Int64(bitPattern: try memory.load(UInt64.self, at: GuestVirtualAddress(call.rsp - 8)))
         }
-        for expected in [-1_000_000, -1_000_000, -500_000] as [Int64] {
+        for expected in [-2_500_000, -2_500_000, -500_000] as [Int64] {
             #expect(try Self.isWaiting(test) && interval() == expected)
             #expect(test.events == ["requested 1 shutdown kernel"])
-            test.pass(expected == -500_000 ? .milliseconds(50) : .milliseconds(100))
+            test.pass(expected == -500_000 ? .milliseconds(50) : .milliseconds(250))
             try test.enter(back)
         }
         #expect(test.events.dropFirst() == ["held 1", "released 1 hold-over"])
