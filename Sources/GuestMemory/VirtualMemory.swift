@@ -9,9 +9,24 @@ public struct VirtualMemory: TranslatedMemory {
     public let physical: PhysicalMemory
     public let space: AddressSpace
 
+    /// What `loadDirectly` needs, worked out once: where the largest mapped region begins, here and in the guest,
+    /// and the last place in it for an entry (0 where it cannot be used); the bits that no entry may have; the root.
+    @usableFromInline let start: UnsafeRawPointer
+    @usableFromInline let base: UInt64
+    @usableFromInline let last: UInt64
+    @usableFromInline let forbidden: UInt64
+    @usableFromInline let root: UInt64
+
     @inlinable public init(physical: PhysicalMemory, space: AddressSpace) {
         self.physical = physical
         self.space = space
+        start = physical.mainStart
+        base = physical.mainBase
+        let isUsual = if case .fourLevel = space.mode { physical.mainLength >= 4096 } else { false }
+        last = isUsual ? physical.mainLength &- 8 : 0
+        forbidden = space.executeDisableEnabled ? 0 : 1 << 63
+        // Out of the region, where it cannot be used.
+        root = isUsual ? (space.root & PageTableEntry.addressMask) &- physical.mainBase : 1 << 63
     }
 
     @inlinable public var pagingMode: PagingMode { space.mode }
@@ -20,7 +35,7 @@ public struct VirtualMemory: TranslatedMemory {
     @inline(__always) @inlinable public func load<Value: FixedWidthInteger & BitwiseCopyable>(
         _ type: Value.Type, at address: GuestVirtualAddress
     ) throws(MemoryError) -> Value {
-        if case .fourLevel = space.mode, let value = loadDirectly(type, at: address) { return value }
+        if let value = loadDirectly(type, at: address) { return value }
         return try loadByTranslation(type, at: address)
     }
 
@@ -43,42 +58,38 @@ public struct VirtualMemory: TranslatedMemory {
         _ type: Value.Type, at address: GuestVirtualAddress
     ) -> Value? {
         let raw = address.rawValue
-        let start = physical.mainStart
-        let base = physical.mainBase
-        let length = physical.mainLength
         let mask = PageTableEntry.addressMask
         // P set; PS and, without EFER.NXE, bit 63 clear.
-        let noExecution: UInt64 = space.executeDisableEnabled ? 0 : 1 << 63
-        guard UInt64(bitPattern: (Int64(bitPattern: raw) &<< 16) &>> 16) == raw, length >= 4096 else { return nil }
-        let last = length &- 8
-        var place = (space.root & mask | (raw &>> 36) & 0xff8) &- base
+        let checked = forbidden | 0x81
+        guard UInt64(bitPattern: (Int64(bitPattern: raw) &<< 16) &>> 16) == raw else { return nil }
+        var place = root &+ (raw &>> 36) & 0xff8
         guard place <= last else { return nil }
         var entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
-        guard entry & (noExecution | 0x81) == 1 else { return nil }
+        guard entry & checked == 1 else { return nil }
         place = (entry & mask | (raw &>> 27) & 0xff8) &- base
         guard place <= last else { return nil }
         entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
-        guard entry & (noExecution | 0x81) == 1 else { return nil }
+        guard entry & checked == 1 else { return nil }
         place = (entry & mask | (raw &>> 18) & 0xff8) &- base
         guard place <= last else { return nil }
         entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
         let offset: UInt64
-        if entry & (noExecution | 0x81) == 1 {
+        if entry & checked == 1 {
             place = (entry & mask | (raw &>> 9) & 0xff8) &- base
             guard place <= last else { return nil }
             entry = start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: UInt64.self)
-            guard entry & (noExecution | 1) == 1 else { return nil }
+            guard entry & (forbidden | 1) == 1 else { return nil }
             offset = raw & 0xfff
         } else {
             // 2 MiB: bits 20 to 13 are reserved.
-            guard entry & (noExecution | 0x1f_e081) == 0x81 else { return nil }
+            guard entry & (forbidden | 0x1f_e081) == 0x81 else { return nil }
             entry &= ~0x1f_ffff
             offset = raw & 0x1f_ffff
         }
         let size = UInt64(truncatingIfNeeded: MemoryLayout<Value>.size)
         guard raw & 0xfff <= 4096 &- size else { return nil }
         place = (entry & mask | offset) &- base
-        guard place <= length &- size else { return nil }
+        guard place <= last &+ 8 &- size else { return nil }
         return Value(littleEndian: start.loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: place), as: Value.self))
     }
 
