@@ -23,6 +23,9 @@ struct DelayCall {
     private static let returnAddressOffset: UInt64 = 0x30
     private static let intervalOffset: UInt64 = 0x08
 
+    /// How often a push is stepped over: QEMU can end a step for business of its own, with nothing executed.
+    private static let stepAttempts = 8
+
     let entry: GuestVirtualAddress
     let function: GuestVirtualAddress
     let push: PushInstruction
@@ -93,8 +96,12 @@ struct DelayCall {
         let before = registers
         registers = try control { () throws(HypervisorError) in
             try effects.setRegisters(of: vcpu, from: before, to: pushing)
-            try effects.step(vcpu)
-            return try effects.machine.registers(of: vcpu)
+            var after = pushing
+            for _ in 0..<Self.stepAttempts where after.rip == pushing.rip {
+                try effects.step(vcpu)
+                after = try effects.machine.registers(of: vcpu)
+            }
+            return after
         }
     }
 

@@ -96,6 +96,22 @@ import X86
         #expect(test.machine.violations == [])
     }
 
+    @Test("A step that ends with nothing executed is repeated")
+    func emptySteps() throws {
+        let test = try Self.guest()
+        let execute = test.machine.onStep
+        var count = 0
+        test.machine.onStep = { registers in
+            count += 1
+            if count % 3 == 0 { execute(&registers) }
+        }
+        let call = test.guest.call()
+        test.machine.registers[0] = call
+        _ = try test.detour.hold(VCPU(0), call)
+        #expect(count == 6 && test.machine.registers[0].rip == HookedGuest.delayFunction.rawValue)
+        #expect(Self.word(test, call.rsp - 0x30) == test.guest.entry.rawValue)
+    }
+
     @Test("A push that does not push leaves the caller as it was, and says why")
     func pushFails() throws {
         let test = try Self.guest()
