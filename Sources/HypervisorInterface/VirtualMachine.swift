@@ -46,12 +46,21 @@ public protocol VirtualMachine: AnyObject {
     /// Translation and system tables of each vCPU, in the vCPUs' order, without stopping the guest.
     func processorTables() throws(HypervisorError) -> [ProcessorTables]
 
+    /// What the machine lacks since it woke from sleep, as a sentence for the user; nil where nothing is missing.
+    /// Of use when the guest's kernel is back: until then its firmware may put things back.
+    func lossByWaking() throws(HypervisorError) -> String?
+
     /// Descriptors of whoever uses the machine that `nextEvent` waits on too. One that can be read is reported at
     /// every wait until it is taken out or read; nothing is read from it here.
     var watchedDescriptors: [Int32] { get set }
 
     /// Waits for the next event, until `deadline` at the latest; nil when that passed.
     func nextEvent(until deadline: Deadline) throws(HypervisorError) -> MachineEvent?
+}
+
+extension VirtualMachine {
+    /// A machine that wakes as it went to sleep.
+    public func lossByWaking() throws(HypervisorError) -> String? { nil }
 }
 
 /// A place of interest that a machine can be told to stop at.

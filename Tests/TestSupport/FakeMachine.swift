@@ -60,6 +60,9 @@ public final class FakeMachine {
     /// Why control was lost, if it was.
     public var lossOfControl: HypervisorError?
     public private(set) var hasAbandonedWitness = false
+    /// What it says that it lacks since it woke, and how often it was asked.
+    public var lossAfterWake: String?
+    public private(set) var looksAfterWake = 0
     /// Whether there is a way to the RAM of a running machine.
     public var writesDataWhileRunning = true
     private var stopper = Stopper.others
@@ -129,6 +132,11 @@ extension FakeMachine: VirtualMachine {
     public func processorTables() throws(HypervisorError) -> [ProcessorTables] {
         try perform(.tables)
         return tables
+    }
+
+    public func lossByWaking() throws(HypervisorError) -> String? {
+        looksAfterWake += 1
+        return lossAfterWake
     }
 
     public func nextEvent(until deadline: Deadline) throws(HypervisorError) -> MachineEvent? {
