@@ -107,6 +107,10 @@ public protocol ControllableMachine: VirtualMachine {
     /// - Returns: whether this call stopped it. If not, a breakpoint was faster, and its stop is the next event.
     func pause() throws(HypervisorError) -> Bool
 
+    /// The machine was started by others while it stood, and something done to it has stopped it since. It is
+    /// for `resume` to start it again.
+    var hasStoppedUnasked: Bool { get }
+
     /// Starts the machine after a stop of ours.
     func resume() throws(HypervisorError)
 
@@ -138,6 +142,9 @@ public protocol ControllableMachine: VirtualMachine {
 extension ControllableMachine {
     /// A machine whose connections nobody else can close.
     public var lossOfControl: HypervisorError? { nil }
+
+    /// A machine that is started only by those who stopped it, or stands whatever is done to it.
+    public var hasStoppedUnasked: Bool { false }
 
     /// A machine whose witness cannot go away.
     public func abandonWitness() {}

@@ -60,6 +60,7 @@ public final class FakeMachine {
     /// Why control was lost, if it was.
     public var lossOfControl: HypervisorError?
     public private(set) var hasAbandonedWitness = false
+    public private(set) var hasStoppedUnasked = false
     /// What it says that it lacks since it woke, and how often it was asked.
     public var lossAfterWake: String?
     public private(set) var looksAfterWake = 0
@@ -111,6 +112,13 @@ public final class FakeMachine {
         state = .stoppedByDebugger
         stopper = .breakpoint
         return .stop(Stop(vcpu: VCPU(vcpu), reason: reason))
+    }
+
+    /// Others start the standing machine, and what Vigil does next stops it.
+    public func startUnderVigil() {
+        state = .paused
+        stopper = .us
+        hasStoppedUnasked = true
     }
 
     /// The machine's state changes without Vigil.
@@ -211,6 +219,7 @@ extension FakeMachine: ControllableMachine {
         demand(stands, "a running machine resumed")
         demand(stopper != .others, "a stop resumed that is not ours: \(state)")
         log.append(.resumed)
+        hasStoppedUnasked = false
         state = .running
     }
 
