@@ -53,6 +53,34 @@ extension Integration {
             }
             try guest.expectNothingLeft()
         }
+
+        @Test(
+            "A guest that sleeps and wakes all the while that Vigil attaches goes on, and is armed", arguments: [1, 2])
+        func wokenUnderVigil(_ processors: Int) throws {
+            var configuration = GuestConfiguration()
+            configuration.extraArguments = ["-smp", String(processors)]
+            let guest = try BundledGuestMachine.ready(configuration)
+            let seen = try Operator(path: guest.operatorSocket)
+            for round in 0..<40 {
+                let context = "round \(round)"
+                try guest.console.run("refuse off")
+                let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
+                // Asleep and awake in turn, whatever Vigil does meanwhile.
+                while vigil.isRunning && !vigil.outputText.contains("\"attached\"") {
+                    let call = try guest.console.start("power kernel 2 4 0")
+                    while try seen.runState() != .suspended { if seen.events().isEmpty { seen.waitForEvent() } }
+                    try seen.command("system_wakeup")
+                    let reply = try guest.console.reply(to: call, within: .seconds(20))
+                    #expect(reply["status"] == 0, "\(context): \(reply.result)")
+                }
+                try guest.console.run("refuse on")
+                try guest.console.run("power user 5 6 0")
+                while try vigil.event("outcome").string("result") != "refused" {}
+                vigil.send(SIGINT)
+                #expect(vigil.exitStatus() == 0, "\(context): \(vigil.errorText)")
+            }
+            try guest.expectNothingLeft()
+        }
     }
 }
 
