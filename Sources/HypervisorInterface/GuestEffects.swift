@@ -110,6 +110,8 @@ public final class GuestEffects {
     public var witnesses: [any EffectWitness] = []
     /// How long the machine stood still for pauses of ours, in all.
     public private(set) var pausedTime = Duration.zero
+    /// The machine stands for a pause of ours, or at a breakpoint of ours.
+    private var standsForUs = false
     /// What is set now.
     public private(set) var sites: Set<BreakpointSite> = []
 
@@ -132,9 +134,10 @@ public final class GuestEffects {
             let stopped = try machine.openControl()
             try finish(pause: stopped, since: start, body)
         } catch {
-            // What is half done here, the guardian takes back.
+            // What is half done here, the guardian takes back; unless it has, and that was the reason.
+            let reason = machine.lossOfControl
             abandonWitnesses()
-            throw error
+            throw reason ?? error
         }
     }
 
@@ -144,9 +147,9 @@ public final class GuestEffects {
     public func withPaused<Result>(
         _ body: () throws(HypervisorError) -> Result
     ) throws(HypervisorError) -> Result {
-        if try machine.isStanding { return try body() }
-        try announce(.pause)
         let start = ContinuousClock.now
+        if try machine.isStanding { return try finish(pause: false, since: start, body) }
+        try announce(.pause)
         return try finish(pause: try machine.pause(), since: start, body)
     }
 
@@ -155,12 +158,12 @@ public final class GuestEffects {
     public func withPausedUnlessStopped(
         _ body: () throws(HypervisorError) -> Void
     ) throws(HypervisorError) -> Bool {
+        let start = ContinuousClock.now
         if try machine.isStanding {
-            try body()
+            try finish(pause: false, since: start, body)
             return true
         }
         try announce(.pause)
-        let start = ContinuousClock.now
         guard try machine.pause() else { return false }
         try finish(pause: true, since: start, body)
         return true
@@ -169,17 +172,24 @@ public final class GuestEffects {
     private func finish<Result>(
         pause isOurs: Bool, since start: ContinuousClock.Instant, _ body: () throws(HypervisorError) -> Result
     ) throws(HypervisorError) -> Result {
-        if isOurs { counts.pauses += 1 }
+        if isOurs {
+            counts.pauses += 1
+            standsForUs = true
+        }
+        /// Also where a machine that was to stay as it is was started by others, and `body` has stopped it.
+        func resumeIfOurs() throws(HypervisorError) {
+            if isOurs || (!standsForUs && machine.hasStoppedUnasked) { try resumeMachine() }
+        }
         defer { if isOurs { pausedTime += .now - start } }
         let result: Result
         do {
             result = try body()
         } catch {
             // The first error is the one to report; a failing resume is what the guardian is for.
-            if isOurs { try? resumeMachine() }
+            try? resumeIfOurs()
             throw error
         }
-        if isOurs { try resumeMachine() }
+        try resumeIfOurs()
         return result
     }
 
@@ -197,13 +207,17 @@ public final class GuestEffects {
     }
 
     /// Notes a stop that one of our breakpoints caused.
-    public func noteStop() { counts.breakpointStops += 1 }
+    public func noteStop() {
+        counts.breakpointStops += 1
+        standsForUs = true
+    }
 
     /// Lets the machine run on after a stop that one of our breakpoints caused.
     public func resumeFromStop() throws(HypervisorError) { try resumeMachine() }
 
     private func resumeMachine() throws(HypervisorError) {
         try machine.resume()
+        standsForUs = false
         // After the fact: who dies in between leaves a machine that stands, and the guardian must know that.
         try announce(.resume)
     }

@@ -46,12 +46,21 @@ public protocol VirtualMachine: AnyObject {
     /// Translation and system tables of each vCPU, in the vCPUs' order, without stopping the guest.
     func processorTables() throws(HypervisorError) -> [ProcessorTables]
 
+    /// What the machine lacks since it woke from sleep, as a sentence for the user; nil where nothing is missing.
+    /// Of use when the guest's kernel is back: until then its firmware may put things back.
+    func lossByWaking() throws(HypervisorError) -> String?
+
     /// Descriptors of whoever uses the machine that `nextEvent` waits on too. One that can be read is reported at
     /// every wait until it is taken out or read; nothing is read from it here.
     var watchedDescriptors: [Int32] { get set }
 
     /// Waits for the next event, until `deadline` at the latest; nil when that passed.
     func nextEvent(until deadline: Deadline) throws(HypervisorError) -> MachineEvent?
+}
+
+extension VirtualMachine {
+    /// A machine that wakes as it went to sleep.
+    public func lossByWaking() throws(HypervisorError) -> String? { nil }
 }
 
 /// A place of interest that a machine can be told to stop at.
@@ -98,6 +107,10 @@ public protocol ControllableMachine: VirtualMachine {
     /// - Returns: whether this call stopped it. If not, a breakpoint was faster, and its stop is the next event.
     func pause() throws(HypervisorError) -> Bool
 
+    /// The machine was started by others while it stood, and something done to it has stopped it since. It is
+    /// for `resume` to start it again.
+    var hasStoppedUnasked: Bool { get }
+
     /// Starts the machine after a stop of ours.
     func resume() throws(HypervisorError)
 
@@ -129,6 +142,9 @@ public protocol ControllableMachine: VirtualMachine {
 extension ControllableMachine {
     /// A machine whose connections nobody else can close.
     public var lossOfControl: HypervisorError? { nil }
+
+    /// A machine that is started only by those who stopped it, or stands whatever is done to it.
+    public var hasStoppedUnasked: Bool { false }
 
     /// A machine whose witness cannot go away.
     public func abandonWitness() {}

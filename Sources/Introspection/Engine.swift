@@ -49,6 +49,7 @@ public final class Engine {
     private var isAtStop = false
     /// The machine said that it powers off: its end is no surprise.
     private var isPoweringOff = false
+    private var wakeCheck = WakeCheck()
     /// Of earlier boots in this session.
     private var earlierCalls = CallCounts()
     private var lastRequest = 0
@@ -108,7 +109,9 @@ public final class Engine {
             }
             let due = try detour { () throws(DetourError) in try powerGuard?.tick() }
             try followHolds()
-            let deadline = [due, commands?.nextDeadline].compactMap(\.self).reduce(.now + .seconds(1), min)
+            if let loss = wakeCheck.look(machine) { report(.warning(loss)) }
+            let deadline = [due, commands?.nextDeadline, wakeCheck.nextLook].compactMap(\.self).reduce(
+                .now + .seconds(1), min)
             if let event = try host({ () throws(HypervisorError) in try machine.nextEvent(until: deadline) }),
                 case .end(let reason) = try handle(event)
             {
@@ -235,6 +238,7 @@ public final class Engine {
 
     private func handle(_ event: HostEvent) throws(EngineError) {
         if case .poweredOff = event { isPoweringOff = true }
+        wakeCheck.note(event)
         guard let current = powerGuard else { return }
         current.handle(event)
         guard case .reset = event else { return }

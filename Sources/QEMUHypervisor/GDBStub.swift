@@ -18,6 +18,11 @@ final class GDBStub {
     private(set) var isStanding = false
     /// It stood when the connection was opened, and nothing has started it since.
     private var stoodAtFirst = false
+    /// A packet reached a machine that was believed to stand (it woke by itself, or its operator started it), and
+    /// stopped it. It has not been started again.
+    private(set) var hasStoppedUnasked = false
+    /// Called when that has happened.
+    var onUnaskedStop: () throws(HypervisorError) -> Void = { () throws(HypervisorError) in }
     /// How often this connection stopped and started the machine and QEMU has not yet said so by QMP.
     var stopsToBeReported = 0
     var startsToBeReported = 0
@@ -47,20 +52,30 @@ final class GDBStub {
     /// Sends a packet to a machine that stands and returns the reply.
     func transact(_ packet: String) throws(HypervisorError) -> [UInt8] {
         let deadline = ContinuousClock.now + Self.answerTimeout
+        // A stop that is here already is not this packet's doing: the stub reports its operator's stops too.
+        socket.drain(into: &input)
+        while let early = GDBPacket.take(from: &input) {
+            if let stop = GDBStopReply(early) { keep(stop) }
+        }
         try socket.write(GDBPacket.frame(packet))
         while true {
             let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer \"\(packet.prefix(40))\"")
             guard let stop = GDBStopReply(reply) else { return reply }
-            // The machine ran when our packet arrived (it woke by itself, or its operator started it):
-            // the packet stopped it and was swallowed. Send it again; the stop is ours.
+            // The machine ran when our packet arrived: it was swallowed. Send it again; the stop is ours.
             if stop == .interrupted {
-                isStanding = true
-                stopsToBeReported += 1
+                try noteUnaskedStop()
                 try socket.write(GDBPacket.frame(packet))
             } else {
                 keep(stop)
             }
         }
+    }
+
+    private func noteUnaskedStop() throws(HypervisorError) {
+        isStanding = true
+        stopsToBeReported += 1
+        hasStoppedUnasked = true
+        try onUnaskedStop()
     }
 
     /// Keeps a stop reply that came unasked for whoever takes stops.
@@ -89,7 +104,7 @@ final class GDBStub {
         if wasRunning { stopsToBeReported += 1 }
         // Whether the stub reports that stop depends on whether it was started before or after its
         // connection was there.
-        try resynchronise(as: .first)
+        if try resynchronise(as: .first), !wasRunning { try noteUnaskedStop() }
         stoodAtFirst = !wasRunning
         try readDescription()
     }
@@ -136,7 +151,10 @@ final class GDBStub {
 
     /// Discards what is still on its way (a dead client's answers, a stop reply that may come or not), so
     /// that replies match questions.
-    func resynchronise(as client: Client) throws(HypervisorError) {
+    /// - Returns: whether the machine stopped meanwhile.
+    @discardableResult
+    func resynchronise(as client: Client) throws(HypervisorError) -> Bool {
+        var hasStopped = false
         let deadline = ContinuousClock.now + Self.answerTimeout
         // Each is asked once, so that its answer is the last thing on its way. A stop meanwhile may be a dead
         // client's, or that of a running machine which swallowed the question: then the next one is asked.
@@ -146,9 +164,12 @@ final class GDBStub {
                 let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer its new client")
                 if reply.starts(with: answer.utf8) {
                     isStanding = true
-                    return
+                    return hasStopped
                 }
-                if GDBStopReply(reply) == .interrupted { break }
+                if GDBStopReply(reply) == .interrupted {
+                    hasStopped = true
+                    break
+                }
             }
         }
         throw .unexpectedAnswer("a machine that is started and stopped all the time")
@@ -194,6 +215,7 @@ final class GDBStub {
     /// ends the stub could overtake the packet, and the machine would stand for good.
     func resume() throws(HypervisorError) {
         isStanding = false
+        hasStoppedUnasked = false
         startsToBeReported += 1
         try socket.write(GDBPacket.frame("c"))
         let deadline = ContinuousClock.now + Self.answerTimeout
@@ -221,6 +243,7 @@ final class GDBStub {
     /// - Returns: the thread that the stop names: with several vCPUs another one's stop can end the step early.
     func step(thread: Int) throws(HypervisorError) -> Int {
         isStanding = false
+        hasStoppedUnasked = false
         startsToBeReported += 1
         // Never "s" or "vCont;s:…;c": both let the other vCPUs run past breakpoints.
         try socket.write(GDBPacket.frame("vCont;s:\(String(thread, radix: 16))"))

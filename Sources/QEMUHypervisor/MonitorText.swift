@@ -92,6 +92,33 @@ enum MonitorText {
         return MemoryRange(base: first, length: last - first + 1, name: String(name))
     }
 
+    /// Whether a memory region of this name answers at an I/O port, by the flat view of address space `I/O` in
+    /// `info mtree -f`.
+    static func isPort(_ name: String, inTree text: String) -> Bool {
+        var isInView = false
+        for line in text.split(whereSeparator: \.isNewline) {
+            let words = line.split(separator: " ")
+            if words.first == "FlatView" {
+                isInView = false
+            } else if words.starts(with: ["AS", "\"I/O\","]) {
+                isInView = true
+            } else if isInView, words.count >= 5, words[3] == "i/o):", words[4] == name {
+                // `0000000000000604-0000000000000605 (prio 0, i/o): acpi-cnt`
+                return true
+            }
+        }
+        return false
+    }
+
+    /// Whether some device has a memory region of this name, mapped or not, by `info qom-tree`.
+    static func isRegion(_ name: String, ofObjects text: String) -> Bool {
+        text.split(whereSeparator: \.isNewline).contains { line in
+            // `      /acpi-cnt[0] (memory-region)`
+            let words = line.split(separator: " ")
+            return words.count == 2 && words[0].hasPrefix("/\(name)[") && words[1] == "(memory-region)"
+        }
+    }
+
     /// The address from `gpa2hva`'s answer, or nil where it says that there is no RAM.
     static func hostAddress(_ text: String) -> UInt64? {
         // "No memory is mapped at address 0x…" ends in an address too.

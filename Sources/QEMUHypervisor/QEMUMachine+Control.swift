@@ -41,7 +41,9 @@ extension QEMUMachine: ControllableMachine {
         let link = try GuardianLink(command: guardianCommand, qmp: qmp.socket.descriptor, debug: ends.ours)
         guardian = link
         pulse.beat = { () throws(HypervisorError) in try link.beat() }
-        stub = GDBStub(socket: socket, pulse: pulse)
+        let stub = GDBStub(socket: socket, pulse: pulse)
+        stub.onUnaskedStop = { () throws(HypervisorError) in try link.willPerform(.pause) }
+        self.stub = stub
         do throws(HypervisorError) {
             try link.check()
             if let theirs = ends.theirs {
@@ -120,8 +122,14 @@ extension QEMUMachine: ControllableMachine {
 
     public func openControl() throws(HypervisorError) -> Bool {
         let stub = try control()
-        let wasRunning = try runState().isRunning
+        var wasRunning = try runState().isRunning
+        let known = qmp.events.count
         try qmp.monitor("gdbserver chardev:\(DebugConnection.chardev)")
+        if !wasRunning, qmp.events.dropFirst(known).contains(where: { $0.name == "STOP" }) {
+            // It woke, or its operator started it, just before.
+            wasRunning = true
+            try guardian?.willPerform(.pause)
+        }
         try stub.open(wasRunning: wasRunning)
         vcpuCount = try stub.threadCount()
         return wasRunning
@@ -146,10 +154,16 @@ extension QEMUMachine: ControllableMachine {
 
     public func pause() throws(HypervisorError) -> Bool { try control().interrupt() }
 
+    public var hasStoppedUnasked: Bool { stub?.hasStoppedUnasked ?? false }
+
     public func resume() throws(HypervisorError) {
         // A guest that went to sleep while it stood must not be started: nothing would wake it.
         qmp.takeInput()
-        if qmp.events.last(where: { $0.name == "SUSPEND" || $0.name == "WAKEUP" })?.name == "SUSPEND" { return }
+        if !hasStoppedUnasked,
+            qmp.events.last(where: { $0.name == "SUSPEND" || $0.name == "WAKEUP" })?.name == "SUSPEND"
+        {
+            return
+        }
         try control().resume()
         // Parsed while the machine runs, so that the first stop need not wait for it.
         _ = try control().description()

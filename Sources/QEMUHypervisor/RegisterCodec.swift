@@ -18,7 +18,7 @@ struct RegisterCodec {
         func value(_ name: String) throws(HypervisorError) -> UInt64 {
             guard let register = description[name], register.offset + register.size <= packet.count,
                 register.size <= 8
-            else { throw .unexpectedAnswer("no register \(name) from the gdbstub") }
+            else { throw .unexpectedAnswer("no register \(name) in \(packet.count) bytes from the gdbstub") }
             var value: UInt64 = 0
             for index in (0..<register.size).reversed() {
                 value = value << 8 | UInt64(packet[register.offset + index])

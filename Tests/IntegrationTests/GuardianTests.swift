@@ -1,6 +1,5 @@
 import BundledGuest
 import Foundation
-import TestSupport
 import Testing
 
 extension Integration {
@@ -102,7 +101,7 @@ extension Integration {
             _ = try vigil.event("attached")
             let call = try guest.console.start("power user 5 6 0")
             _ = try vigil.event("transition-requested")
-            for child in try children(of: vigil.processID) { kill(child, SIGKILL) }
+            for child in try vigil.children { kill(child, SIGKILL) }
             #expect(vigil.exitStatus() == 10)
             #expect(vigil.errorText.contains("guardian process ended"))
             #expect(try guest.console.reply(to: call)["status"] == 0xC000_02D3)
@@ -121,7 +120,7 @@ extension Integration {
             _ = try vigil.event("transition-requested")
             try waitForHandler(in: guest)
             let start = try #require(try guest.console.run("time")["interrupt-time"])
-            for child in try children(of: vigil.processID) { kill(child, SIGKILL) }
+            for child in try vigil.children { kill(child, SIGKILL) }
             vigil.send(SIGKILL)
             _ = vigil.exitStatus()
 
@@ -135,60 +134,6 @@ extension Integration {
             let end = try #require(try guest.console.run("time")["interrupt-time"])
             #expect(end - start >= 1_700_0000, "the lease is two seconds, less what had passed since its last renewal")
             #expect(try guest.console.run("counts")["entries"] == before + 1)
-        }
-
-        /// The processes that a process started.
-        private func children(of process: pid_t) throws -> [pid_t] {
-            let path = "/proc/\(process)/task/\(process)/children"
-            return try String(contentsOfFile: path, encoding: .utf8).split(separator: " ").compactMap { pid_t($0) }
-        }
-
-        @Test("Vigil dies at random instants of a busy session, again and again, and nothing of it is left")
-        func randomInstants() throws {
-            let guest = try BundledGuestMachine.ready()
-            try guest.console.run("refuse on")
-            var random = SeededGenerator(seed: 0x5eed_0001)
-            var last = "the first"
-            for round in 0..<50 {
-                let death = Death.allCases[round % 2]
-                let instant = Duration.microseconds(Int.random(in: 0...400_000, using: &random))
-                let vigil = try VigilProcess(
-                    ["attach", guest.target, "--hold", "40", "--format", "json"]
-                        + Waiting.allCases[round / 2 % 2].arguments)
-                let deadline = ContinuousClock.now + instant
-                // Calls are under way all the time, in every stage.
-                var calls: [Int] = []
-                while ContinuousClock.now < deadline {
-                    calls.append(try guest.console.start("power \(round % 3 == 0 ? "kernel" : "user") 5 6 0"))
-                    if calls.count > 2 { _ = try guest.console.reply(to: calls.removeFirst()) }
-                }
-                vigil.send(death.signal)
-                // Before control was taken there is no guardian: then a stopped Vigil just goes on.
-                if try children(of: vigil.processID).isEmpty && !vigil.errorText.contains("guardian") {
-                    vigil.send(SIGKILL)
-                    _ = vigil.exitStatus()
-                    try #require(!vigil.errorText.contains("vigil:"), "round \(round), \(last): \(vigil.errorText)")
-                } else {
-                    if !vigil.errorText.contains("vigil guardian:") {
-                        _ = try vigil.errorLine(containing: "vigil guardian:")
-                    }
-                    #expect(!vigil.errorText.contains("could not be"), "round \(round): \(vigil.errorText)")
-                    try expectAware(vigil, death)
-                }
-                last = String((last + "; \(round): \(death) after \(instant): \(vigil.errorText)").suffix(600))
-                for call in calls {
-                    guard let reply = try? guest.console.reply(to: call, within: .seconds(20)) else {
-                        let state = try guest.describe()
-                        Issue.record(
-                            "round \(round), \(death) after \(instant): \(vigil.errorText)\(vigil.outputText)\(state)")
-                        return
-                    }
-                    #expect(reply["status"] == 0xC000_02D3, "round \(round): \(reply.result)")
-                }
-                let check = try guest.console.run("check").result
-                #expect(check.hasPrefix("ok clean"), "round \(round): \(check)")
-            }
-            try guest.expectNothingLeft()
         }
     }
 }

@@ -39,6 +39,40 @@ extension Integration {
             #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
         }
 
+        @Test(
+            "A machine type that loses its ACPI ports in a sleep is found by that, and said once; others are not",
+            arguments: ["pc", "q35"])
+        func losesPorts(_ machine: String) throws {
+            var configuration = GuestConfiguration()
+            configuration.machine = machine
+            let guest = try BundledGuestMachine.ready(configuration)
+            let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
+            _ = try vigil.event("attached")
+            let seen = try Operator(path: guest.operatorSocket)
+            let call = try guest.console.start("power user 2 4 0")
+            while try seen.runState() != .suspended { seen.waitForEvent() }
+            try seen.command("system_wakeup")
+            #expect(try guest.console.reply(to: call)["status"] == 0)
+            // The guest's own look at its ports is what Vigil says of them.
+            if machine == "q35" {
+                let reason = try vigil.event("warning").string("reason")
+                #expect(reason?.contains("can neither sleep again nor power off") == true)
+                #expect(try guest.console.run("power kernel 2 4 0")["status"] == 0xC000_009E)
+            } else {
+                let call = try guest.console.start("power kernel 2 4 0")
+                while try seen.runState() != .suspended { seen.waitForEvent() }
+                try seen.command("system_wakeup")
+                #expect(try guest.console.reply(to: call)["status"] == 0)
+            }
+            // Each stop is another chance to say it again.
+            try guest.console.run("refuse on")
+            try guest.console.run("power kernel 5 6 0")
+            while try vigil.event("outcome").string("transition") != "reboot" {}
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+            #expect(vigil.outputText.split(separator: "\"warning\"").count == (machine == "q35" ? 2 : 1))
+        }
+
         @Test("Four callers at once on four processors: each is seen, none is lost, none is stuck")
         func fourCallers() throws {
             var configuration = GuestConfiguration()

@@ -131,6 +131,14 @@ final class VigilProcess {
     var outputText: String { output.text }
     var errorText: String { errors.text }
 
+    /// The processes that it started.
+    var children: [pid_t] {
+        get throws {
+            let path = "/proc/\(processID)/task/\(processID)/children"
+            return try String(contentsOfFile: path, encoding: .utf8).split(separator: " ").compactMap { pid_t($0) }
+        }
+    }
+
     func send(_ signal: Int32) { kill(process.processID, signal) }
 
     /// Waits for the next event of a name; earlier ones are passed over.

@@ -36,6 +36,51 @@ import Testing
         #expect(machine.violations == [])
     }
 
+    @Test(
+        "A machine that others start meanwhile, and that is stopped by what is done to it, runs on",
+        arguments: [RunState.paused, .suspended])
+    func startedByOthers(state: RunState) throws {
+        let (machine, effects) = Self.make(state)
+        try effects.takeControl { () throws(HypervisorError) in machine.startUnderVigil() }
+        #expect(machine.state == .running && machine.actions == [.openedControl, .resumed])
+        machine.become(state)
+        #expect(throws: Self.failure) {
+            try effects.withPaused { () throws(HypervisorError) in
+                machine.startUnderVigil()
+                throw Self.failure
+            }
+        }
+        #expect(machine.state == .running)
+        machine.become(state)
+        #expect(try effects.withPausedUnlessStopped { () throws(HypervisorError) in machine.startUnderVigil() })
+        #expect(machine.state == .running && effects.counts.pauses == 0 && machine.violations == [])
+    }
+
+    @Test("Within a stop of ours it stands until the end of that")
+    func startedByOthersInAStop() throws {
+        let (machine, effects) = Self.make()
+        try effects.withPaused { () throws(HypervisorError) in
+            try effects.withPaused { () throws(HypervisorError) in machine.startUnderVigil() }
+            #expect(machine.state == .paused)
+        }
+        #expect(machine.state == .running)
+        _ = machine.stop(0, .breakpoint)
+        effects.noteStop()
+        try effects.withPaused { () throws(HypervisorError) in machine.startUnderVigil() }
+        #expect(machine.state == .paused)
+        try effects.resumeFromStop()
+        #expect(machine.state == .running && machine.violations == [])
+    }
+
+    @Test("Where the guardian took over meanwhile, that is the reason, whatever failed of it")
+    func takenOver() {
+        let (machine, effects) = Self.make()
+        machine.failures[.open] = [.gone("the connection was closed")]
+        machine.lossOfControl = .takenOver
+        let thrown = GuestEffectsTests.error { () throws(HypervisorError) in try effects.takeControl {} }
+        #expect(thrown == .takenOver && machine.hasAbandonedWitness)
+    }
+
     @Test("Where preparing fails nothing has happened")
     func cannotPrepare() {
         let (machine, effects) = Self.make()

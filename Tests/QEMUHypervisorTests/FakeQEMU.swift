@@ -17,6 +17,8 @@ final class FakeQEMU: @unchecked Sendable {
     var onRun: (FakeQEMU) -> Bool = { _ in false }
     /// The operator of a standing machine starts it, and it stops at a breakpoint: called when one has been set.
     var onStandStill: ((FakeQEMU) -> Void)?
+    /// What happens just before the next packet of this verb arrives.
+    var beforePacket: (verb: String, happens: (FakeQEMU) -> Void)?
     /// What changed the run state.
     var log: [String] = []
     private var selected = 1
@@ -54,6 +56,10 @@ final class FakeQEMU: @unchecked Sendable {
     private func answerPacket(_ peer: ScriptedPeer) -> Bool {
         guard let packet = peer.nextPacket() else { return false }
         lock.withLock { _ in
+            if let next = beforePacket, packet.hasPrefix(next.verb) {
+                beforePacket = nil
+                next.happens(self)
+            }
             if status == "running" {
                 // Whatever arrives stops a running machine, and is swallowed.
                 status = "paused"

@@ -47,9 +47,23 @@ import Testing
         let stub = Self.stub(peer)
         #expect(!stub.isStanding)
         #expect(try stub.threadCount() == 3)
-        #expect(stub.isStanding && stub.stopsToBeReported == 1)
+        #expect(stub.isStanding && stub.stopsToBeReported == 1 && stub.hasStoppedUnasked)
         peer.finish()
         #expect(peer.surprises == [])
+    }
+
+    @Test("An operator's stop that was reported before a packet is not that packet's doing")
+    func stoppedBefore() throws {
+        let peer = ScriptedPeer { peer in
+            peer.reply("T02thread:01;")
+            peer.expect("Hg2", reply: "OK")
+        }
+        let stub = Self.stub(peer)
+        #expect(Socket.waitForInput([stub.socket.descriptor], until: .now + .seconds(10))[0])
+        try stub.selectThread(2)
+        #expect(stub.isStanding && stub.stopsToBeReported == 0 && !stub.hasStoppedUnasked)
+        peer.finish()
+        #expect(peer.received == ["Hg2"])
     }
 
     @Test("A breakpoint's stop that comes before an answer is kept for whoever asks for stops")

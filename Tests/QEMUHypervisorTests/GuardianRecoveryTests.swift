@@ -251,6 +251,21 @@ import X86
         #expect(qemu.registers[0] == caller && qemu.status == "running" && qemu.sites[Self.entry] == 0)
     }
 
+    @Test("A machine that wakes while its breakpoints are removed, and is stopped by that, runs on")
+    func wokenMeanwhile() throws {
+        let qemu = FakeQEMU(status: "suspended")
+        qemu.sites = [Self.entry: 1]
+        qemu.beforePacket = (
+            "z",
+            { qemu in
+                qemu.status = "running"
+                qemu.monitor.send("{\"event\": \"WAKEUP\"}\r\n")
+            }
+        )
+        _ = try Self.recover(qemu) { $0.sites = [Self.entrySite] }
+        #expect(qemu.status == "running" && qemu.sites[Self.entry] == 0 && qemu.log.contains("c"))
+    }
+
     @Test("A reset takes a caller in a delay with it")
     func resetInDelay() throws {
         let qemu = FakeQEMU(status: "running")

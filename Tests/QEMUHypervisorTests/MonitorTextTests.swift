@@ -200,4 +200,38 @@ enum MonitorSamples {
             ])
         #expect(MonitorText.dumpedBytes("0000000200000000: Cannot access memory\r\n").isEmpty)
     }
+
+    /// What QEMU 7.2 prints of a q35: its ports before and after it was woken, and its devices.
+    private static func ports(_ lines: String...) -> String {
+        let memory = "FlatView #0\r\n AS \"memory\", root: system\r\n  0-ff (prio 0, i/o): acpi-cnt\r\n\r\n"
+        let ports = lines.map { "  \($0)\r\n" }.joined()
+        return memory + "FlatView #1\r\n AS \"I/O\", root: io\r\n Root memory region: io\r\n\(ports)\r\n"
+            + "FlatView #2\r\n AS \"mch\", root: bus master container\r\n  0-ff (prio 0, i/o): acpi-cnt\r\n"
+    }
+
+    @Test("A register is at its port when the view of the ports says so, and no other")
+    func ports() {
+        let event = "0000000000000600-0000000000000603 (prio 0, i/o): acpi-evt"
+        let control = "0000000000000604-0000000000000605 (prio 0, i/o): acpi-cnt"
+        let cut = "0000000000000604-0000000000000604 (prio 0, i/o): acpi-cnt @0000000000000001"
+        #expect(MonitorText.isPort("acpi-cnt", inTree: Self.ports(event, control)))
+        #expect(MonitorText.isPort("acpi-cnt", inTree: Self.ports(event, cut)))
+        #expect(!MonitorText.isPort("acpi-cnt", inTree: Self.ports(event)))
+        #expect(!MonitorText.isPort("acpi-cnt", inTree: Self.ports("0-ff (prio 0, i/o):", "acpi-cnt", "0-ff")))
+        #expect(!MonitorText.isPort("acpi-cnt", inTree: ""))
+    }
+
+    @Test("A device has a register whether it is at its port or not")
+    func regions() {
+        let objects = """
+            /machine (pc-q35-7.2-machine)\r
+                /device[2] (ICH9-LPC)\r
+                  /acpi-cnt[0] (memory-region)\r
+                  /acpi-cnt-like (string)\r
+            """
+        #expect(MonitorText.isRegion("acpi-cnt", ofObjects: objects))
+        #expect(!MonitorText.isRegion("acpi", ofObjects: objects))
+        #expect(!MonitorText.isRegion("acpi-evt", ofObjects: objects))
+        #expect(!MonitorText.isRegion("acpi-cnt", ofObjects: "unknown command: 'info qom-tree'"))
+    }
 }

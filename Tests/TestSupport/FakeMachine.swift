@@ -60,6 +60,10 @@ public final class FakeMachine {
     /// Why control was lost, if it was.
     public var lossOfControl: HypervisorError?
     public private(set) var hasAbandonedWitness = false
+    public private(set) var hasStoppedUnasked = false
+    /// What it says that it lacks since it woke, and how often it was asked.
+    public var lossAfterWake: String?
+    public private(set) var looksAfterWake = 0
     /// Whether there is a way to the RAM of a running machine.
     public var writesDataWhileRunning = true
     private var stopper = Stopper.others
@@ -110,6 +114,13 @@ public final class FakeMachine {
         return .stop(Stop(vcpu: VCPU(vcpu), reason: reason))
     }
 
+    /// Others start the standing machine, and what Vigil does next stops it.
+    public func startUnderVigil() {
+        state = .paused
+        stopper = .us
+        hasStoppedUnasked = true
+    }
+
     /// The machine's state changes without Vigil.
     public func become(_ state: RunState) {
         self.state = state
@@ -129,6 +140,11 @@ extension FakeMachine: VirtualMachine {
     public func processorTables() throws(HypervisorError) -> [ProcessorTables] {
         try perform(.tables)
         return tables
+    }
+
+    public func lossByWaking() throws(HypervisorError) -> String? {
+        looksAfterWake += 1
+        return lossAfterWake
     }
 
     public func nextEvent(until deadline: Deadline) throws(HypervisorError) -> MachineEvent? {
@@ -203,6 +219,7 @@ extension FakeMachine: ControllableMachine {
         demand(stands, "a running machine resumed")
         demand(stopper != .others, "a stop resumed that is not ours: \(state)")
         log.append(.resumed)
+        hasStoppedUnasked = false
         state = .running
     }
 

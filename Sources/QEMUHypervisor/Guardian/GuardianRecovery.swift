@@ -65,12 +65,12 @@ struct GuardianRecovery {
         try stub.remove(site)
     }
 
-    /// Takes note of an operator who started a machine that was not to run. A packet that arrived just then has
-    /// stopped it again.
+    /// Takes note of an operator who started or woke a machine that was not to run. A packet that arrived just
+    /// then has stopped it again.
     private func noteStart(_ shallRun: inout Bool) {
         guard !shallRun else { return }
         qmp.takeInput()
-        if qmp.events.contains(where: { $0.name == "RESUME" }) { shallRun = true }
+        if qmp.events.contains(where: { $0.name == "RESUME" || $0.name == "WAKEUP" }) { shallRun = true }
     }
 
     /// Lets every held caller out of the handler and zeroes it.
