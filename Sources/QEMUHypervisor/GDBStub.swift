@@ -61,14 +61,41 @@ final class GDBStub {
         while true {
             let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer \"\(packet.prefix(40))\"")
             guard let stop = GDBStopReply(reply) else { return reply }
-            // The machine ran when our packet arrived: it was swallowed. Send it again; the stop is ours.
-            if stop == .interrupted {
-                try noteUnaskedStop()
-                try socket.write(GDBPacket.frame(packet))
-            } else {
+            guard stop == .interrupted else {
                 keep(stop)
+                continue
+            }
+            // Either the machine ran when our packet arrived, which stopped it and was swallowed; or its operator
+            // stopped it just before, and the answer is still to come.
+            if let answer = try answerOnItsWay(until: deadline) {
+                keep(stop)
+                return answer
+            }
+            try noteUnaskedStop()
+            try socket.write(GDBPacket.frame(packet))
+        }
+    }
+
+    /// The answer to the last packet, if that was not swallowed: it comes before the answer to a question that is asked
+    /// after it, and that no other packet has.
+    private func answerOnItsWay(until deadline: Deadline) throws(HypervisorError) -> [UInt8]? {
+        var answer: [UInt8]?
+        let questions = Client.heir.questions
+        for (question, beginning) in questions {
+            try socket.write(GDBPacket.frame(question))
+            while true {
+                let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer after a stop")
+                if reply.starts(with: beginning.utf8) { return answer }
+                if let stop = GDBStopReply(reply) {
+                    // Started once more: the question may be lost, so the next one is asked.
+                    if stop == .interrupted { break }
+                    keep(stop)
+                } else if !questions.contains(where: { reply.starts(with: $0.answer.utf8) }) {
+                    answer = reply
+                }
             }
         }
+        throw .unexpectedAnswer("a machine that is started and stopped all the time")
     }
 
     private func noteUnaskedStop() throws(HypervisorError) {

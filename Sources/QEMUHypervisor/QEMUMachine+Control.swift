@@ -100,8 +100,6 @@ extension QEMUMachine: ControllableMachine {
     }
 
     public func abandonWitness() {
-        // The error that leads here may be the guardian's own doing.
-        lossBeforeAbandoning = lossOfControl
         guardian?.handOver()
         forgetGuardian()
     }
@@ -114,7 +112,7 @@ extension QEMUMachine: ControllableMachine {
     public var lossOfControl: HypervisorError? {
         do throws(HypervisorError) {
             try guardian?.check()
-            return lossBeforeAbandoning
+            return nil
         } catch {
             return error
         }

@@ -15,8 +15,6 @@ public final class QEMUMachine {
     /// The debug connection, while there is one.
     var stub: GDBStub?
     var guardian: GuardianLink?
-    /// Why control had been lost when the guardian was abandoned.
-    var lossBeforeAbandoning: HypervisorError?
     /// Whether the debug connection was opened on a path that QEMU was given, or over the network.
     let isLocal: Bool
     /// The gdbstub's thread that `g` and `P` work on now.

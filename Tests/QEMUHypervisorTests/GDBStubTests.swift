@@ -40,6 +40,7 @@ import Testing
     func swallowed() throws {
         let peer = ScriptedPeer { peer in
             peer.expect("qfThreadInfo", reply: "T02thread:01;")
+            peer.expect("qC", reply: "QC01")
             peer.expect("qfThreadInfo", reply: "m01,02")
             peer.expect("qsThreadInfo", reply: "m03")
             peer.expect("qsThreadInfo", reply: "l")
@@ -64,6 +65,38 @@ import Testing
         #expect(stub.isStanding && stub.stopsToBeReported == 0 && !stub.hasStoppedUnasked)
         peer.finish()
         #expect(peer.received == ["Hg2"])
+    }
+
+    @Test("A packet that was answered all the same, after its operator's stop, is not sent again")
+    func answeredAfterStop() throws {
+        let peer = ScriptedPeer { peer in
+            peer.expect("g", reply: "T02thread:01;", "1f2e")
+            peer.expect("qC", reply: "QC01")
+            peer.expect("Hg2", reply: "OK")
+        }
+        let stub = Self.stub(peer)
+        #expect(try stub.transact("g") == Array("1f2e".utf8))
+        try stub.selectThread(2)
+        #expect(stub.isStanding && stub.stopsToBeReported == 0 && !stub.hasStoppedUnasked)
+        peer.finish()
+        #expect(peer.surprises == [])
+    }
+
+    @Test("A machine that is started again while it is asked stays in step")
+    func startedWhileAsked() throws {
+        let peer = ScriptedPeer { peer in
+            peer.expect("g", reply: "T02thread:01;")
+            peer.expect("qC", reply: "QC01", "T02thread:01;")
+            // This one was not swallowed: the stop was there before it.
+            peer.expect("g", reply: "1f2e")
+            peer.expect("qC", reply: "QC01")
+            peer.expect("Hg2", reply: "OK")
+        }
+        let stub = Self.stub(peer)
+        #expect(try stub.transact("g") == Array("1f2e".utf8))
+        try stub.selectThread(2)
+        peer.finish()
+        #expect(peer.surprises == [])
     }
 
     @Test("A breakpoint's stop that comes before an answer is kept for whoever asks for stops")
