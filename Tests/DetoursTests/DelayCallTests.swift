@@ -8,13 +8,13 @@ import X86
 
 @Suite("Waiting in the guest's own delay function") struct DelayCallTests {
     /// A guest whose `push rbx` pushes.
-    static func guest(vcpus: Int = 1) throws -> HookedGuest {
+    static func guest(vcpus: Int = 1, jump: Bool = false) throws -> HookedGuest {
         let code = FakeGuest()
         code.kernel.write(UInt8(0x53), at: code.entry.rawValue + 0x40)
         let kernel = try code.locateKernel()
         let push = try #require(PushInstruction(near: code.entry, in: kernel.memory))
         let test = try HookedGuest(
-            vcpus: vcpus, waiting: .delay,
+            vcpus: vcpus, waiting: .delay, jump: jump,
             means: WaitingMeans(
                 delayFunction: HookedGuest.delayFunction, sharedData: SharedUserData.address, push: push))
         let opcode = try kernel.memory.load(UInt8.self, at: push.address)
