@@ -117,3 +117,11 @@ int clinux_process_descriptor(pid_t pid)
     long descriptor = syscall(SYS_pidfd_open, pid, 0);
     return descriptor < 0 ? -errno : (int)descriptor;
 }
+
+size_t clinux_find_word(const uint64_t *words, size_t count, uint64_t first, uint64_t length)
+{
+    size_t index = 0;
+    while (index < count && words[index] - first >= length)
+        index++;
+    return index;
+}

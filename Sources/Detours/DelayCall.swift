@@ -26,6 +26,8 @@ struct DelayCall {
     /// How often a push is stepped over: QEMU can end a step for business of its own, with nothing executed.
     private static let stepAttempts = 8
 
+    /// The function's entry, where the delay returns to. Where an inline detour is armed, the jump there leads on to
+    /// where callers are stopped; where it is not any more, the caller is at the function all the same.
     let entry: GuestVirtualAddress
     let function: GuestVirtualAddress
     let push: PushInstruction
@@ -34,7 +36,7 @@ struct DelayCall {
 
     /// Sends a caller off.
     /// - Parameters:
-    ///   - caller: its registers at the entry.
+    ///   - caller: its registers where it is stopped.
     ///   - current: the vCPU's registers now: these, or those that it came back from a delay with.
     /// - Throws: `cannotWait`, with the caller's registers as they were.
     func send(
@@ -47,7 +49,7 @@ struct DelayCall {
         for place in [returnSlot, intervalSlot] { try demandStack(place) }
         try control { () throws(HypervisorError) in
             let delay = HeldCaller.Delay(entry: entry, arrivalRSP: caller.rsp &- Self.arrivalOffset, vcpu: vcpu)
-            try effects.noteHold(HeldCaller(slot: slot, registers: caller, delay: delay))
+            try effects.noteHold(HeldCaller(slot: slot, registers: caller.standing(at: entry), delay: delay))
         }
         var registers = current
         for (place, value) in [(intervalSlot, wanted), (returnSlot, entry.rawValue)] where value != word(at: place) {
@@ -73,7 +75,7 @@ struct DelayCall {
     func takeBack(_ caller: Registers, slot: Int, on vcpu: VCPU, current: Registers) throws(DetourError) {
         try control { () throws(HypervisorError) in
             let delay = HeldCaller.Delay(entry: entry, arrivalRSP: caller.rsp &- Self.arrivalOffset, vcpu: vcpu)
-            try effects.noteHold(HeldCaller(slot: slot, registers: caller, delay: delay))
+            try effects.noteHold(HeldCaller(slot: slot, registers: caller.standing(at: entry), delay: delay))
         }
         try putBack(caller, slot: slot, on: vcpu, current: current)
     }

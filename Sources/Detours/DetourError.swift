@@ -16,6 +16,8 @@ public enum DetourError: Error, Sendable {
     case noFreeSlot(slots: Int)
     /// The caller is not in a state in which it may wait.
     case cannotWait(String)
+    /// The inline detour was not put into the function, or not taken out of it.
+    case inline(InlineDetourError)
     case invalidDataSize(DetourHandler.PublicData, size: Int, allowed: Int)
 }
 
@@ -29,6 +31,7 @@ extension DetourError: CustomStringConvertible {
         case .slackInUse(let address): "the kernel's slack at \(address) is not zero any more, so it is left alone"
         case .noFreeSlot(let slots): "\(slots) callers are held already"
         case .cannotWait(let why): "the caller cannot be held: \(why)"
+        case .inline(let error): error.description
         case .invalidDataSize(let data, let size, let allowed):
             "\(size) bytes do not fit into \(data.rawValue) (\(allowed) bytes)"
         }

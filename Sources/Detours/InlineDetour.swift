@@ -9,8 +9,9 @@ import X86
 /// hypervisors that hide them and for users who allow visible patches; `PatchlessDetour` is for the others.
 ///
 /// All changes are made while the machine stands. A vCPU that stands in the bytes concerned is moved along. A
-/// thread that waits there without a vCPU is not seen from here: whoever knows of such threads says where they
-/// will go on. The bytes are compared before they are replaced and before they are put back.
+/// thread that was interrupted there and has no vCPU is not seen when arming: whoever knows of such threads says
+/// where they will go on. When disarming it is: where it will go on lies in RAM, all of which is searched. The
+/// bytes are compared before they are replaced and before they are put back.
 public final class InlineDetour {
     /// What became of the handler when the detour was disarmed.
     public enum Disarmed: Equatable, Sendable {
@@ -34,7 +35,12 @@ public final class InlineDetour {
     /// The handler's bytes, while it is in the guest.
     public private(set) var handler: InlineDetourPlan?
 
+    /// The most RAM that is searched for threads in the handler, in bytes: the guest stands meanwhile.
+    public static let searchLimit: UInt64 = 8 << 30
+
     private let memory: KernelMemory
+    /// Where the replaced bytes lay when they were replaced.
+    private var armedPlaces: [InlinePlace] = []
     /// A change could not be taken back: some of the function's bytes are replaced, others not.
     private var isHalfArmed = false
 
@@ -96,11 +102,14 @@ public final class InlineDetour {
             let entryPlaces = try places(of: plan.patchAddress, plan.patch.count, in: memory.hardware)
             let slackPlaces = try places(of: plan.handlerAddress, plan.handler.count, in: memory.hardware)
             let found = try contents(of: slackPlaces)
-            guard found.allSatisfy({ $0 == 0 }) || (handler != nil && found == plan.handler) else {
+            // The same bytes at the same place are what an earlier detour had to leave.
+            guard found.allSatisfy({ $0 == 0 }) || found == plan.handler else {
                 throw .slackInUse(plan.handlerAddress)
             }
             if let thread = threads.first(where: plan.isInsidePatch) { throw .threadInside(.init(thread)) }
             let moves = try movesIntoHandler(of: plan)
+            try note(plan.patch(at: entryPlaces, handlerAt: slackPlaces))
+            defer { if armed == nil { try? effects.notePatch(nil) } }
             try perform(
                 [
                     .write(plan.handler, over: found, at: slackPlaces),
@@ -109,6 +118,7 @@ public final class InlineDetour {
             ) { unfinished in
                 armed = plan
                 handler = plan
+                armedPlaces = entryPlaces
                 isHalfArmed = unfinished
             }
         }
@@ -142,10 +152,12 @@ public final class InlineDetour {
     }
 
     private func restore(_ plan: InlineDetourPlan) throws(InlineDetourError) {
-        let entryPlaces = try places(of: plan.patchAddress, plan.original.count, in: memory)
+        // Where the page is not resident, its frame may still be, or hold something else by now.
+        let current = try? places(of: plan.patchAddress, plan.original.count, in: memory)
+        let entryPlaces = current ?? armedPlaces
         let found = try contents(of: entryPlaces)
         // A page that was read from its file again has the original bytes.
-        let isOriginal = found == plan.original
+        let isOriginal = found == plan.original || (current == nil && found != plan.patch)
         let isOurs = zip(found, zip(plan.patch, plan.original)).allSatisfy { byte, ours in
             byte == ours.0 || (isHalfArmed && byte == ours.1)
         }
@@ -163,6 +175,7 @@ public final class InlineDetour {
             throw error
         }
         armed = nil
+        armedPlaces = []
         isHalfArmed = false
     }
 
@@ -176,18 +189,47 @@ public final class InlineDetour {
         if threads.contains(where: plan.isInHandler) {
             return .handlerKept("a waiting thread will go on in the handler")
         }
+        if let reason = try threadInHandler(of: plan) { return .handlerKept(reason) }
         let slackPlaces = try places(of: plan.handlerAddress, plan.handler.count, in: memory)
         let found = try contents(of: slackPlaces)
         guard found == plan.handler else { return .handlerKept("somebody else changed it") }
         let zeroes = [UInt8](repeating: 0, count: found.count)
         try perform([.write(zeroes, over: found, at: slackPlaces)]) { _ in }
         handler = nil
+        try note(nil)
         return .clean
+    }
+
+    /// Whether a thread without a vCPU may go on in the handler. Where it will go on was pushed by its processor,
+    /// as an aligned word (Intel SDM volume 3, 6.14.2), so with no such word in RAM there is none.
+    /// - Returns: why there may be one; nil for a proof that there is none.
+    private func threadInHandler(of plan: InlineDetourPlan) throws(InlineDetourError) -> String? {
+        let machine = effects.machine
+        guard machine.writesDataWhileRunning, machine.memory.size <= Self.searchLimit else {
+            return "this much RAM, read this way, cannot be searched for interrupted threads"
+        }
+        let inside = plan.handlerAddress.rawValue..<plan.handlerAddress.rawValue &+ UInt64(plan.handler.count)
+        do {
+            let word = try machine.memory.firstWord(in: inside) { () throws(HypervisorError) in
+                // A sign of life, too.
+                _ = try machine.runState()
+            }
+            return word.map { "the word at \($0) in RAM may be where an interrupted thread goes on in it" }
+        } catch let error as HypervisorError {
+            throw .hypervisor(error)
+        } catch {
+            return "RAM could not be searched for interrupted threads: \(error)"
+        }
+    }
+
+    private func note(_ patch: CodePatch?) throws(InlineDetourError) {
+        do throws(HypervisorError) { try effects.notePatch(patch) } catch { throw .hypervisor(error) }
     }
 
     /// The machine was reset: nothing of the detour is there any more.
     public func forgetEverything() {
         armed = nil
+        armedPlaces = []
         handler = nil
         isHalfArmed = false
     }

@@ -1,5 +1,6 @@
 import GuestMemory
 import HypervisorInterface
+import WindowsGuest
 import X86
 
 /// Why an inline detour was not put into a function, or not taken out of it.
@@ -8,6 +9,8 @@ public enum InlineDetourError: Error, Sendable {
     case visible
     case hypervisor(HypervisorError)
     case memory(MemoryError, doing: String)
+    /// No room for the handler was found.
+    case noSlack(DiscoveryError)
     /// The function's first instructions cannot be moved.
     case prologue(PrologueRefusal)
     /// The place for the handler has fewer bytes than it needs, both in bytes.
@@ -33,7 +36,11 @@ extension InlineDetourError: CustomStringConvertible {
             "an inline detour changes the kernel's code where the guest can read it, and this hypervisor cannot "
                 + "hide that (PatchGuard would stop the guest): it is only done with --allow-visible-patches"
         case .hypervisor(let error): error.description
-        case .memory(let error, let doing): "\(doing): \(error)"
+        case .memory(let error, let doing):
+            "\(doing): \(error)"
+                + (error.isNotPresent
+                    ? "; a jump can only be put into code that is in memory, and pageable code may not be" : "")
+        case .noSlack(let error): "no room for the inline detour's handler in the kernel's image: \(error)"
         case .prologue(let refusal): "the function's first instructions cannot be moved: \(refusal)"
         case .slackTooSmall(let address, let available, let needed):
             "the kernel's slack at \(address) has \(available) bytes, the handler needs \(needed)"

@@ -1,4 +1,5 @@
 import GuestMemory
+import HypervisorInterface
 import X86
 
 /// The bytes of an inline detour: what is to lie where. Making a plan changes nothing.
@@ -101,5 +102,27 @@ public struct InlineDetourPlan: Sendable {
         let offset = Int(rip &- handlerAddress.rawValue)
         if offset == 0 { return patchAddress.rawValue }
         return relocation.original(ofCopyOffset: offset - stopPoint.bytes.count)
+    }
+
+    /// What it takes to put the function back without this plan.
+    func patch(at places: [InlinePlace], handlerAt slack: [InlinePlace]) -> CodePatch {
+        var parts: [CodePatch.Place] = []
+        var done = 0
+        for place in places {
+            let range = done..<done + place.count
+            parts.append(
+                CodePatch.Place(
+                    physical: place.physical, original: Array(original[range]), patch: Array(patch[range])))
+            done = range.upperBound
+        }
+        var counterparts = [CodePatch.Counterpart(offset: 0, address: entry)]
+        for offset in 1..<max(handler.count, 1) {
+            guard let address = counterpart(inHandler: handlerAddress.rawValue &+ UInt64(offset)) else { continue }
+            counterparts.append(CodePatch.Counterpart(offset: offset, address: GuestVirtualAddress(address)))
+        }
+        // The slack is the tail of one page.
+        return CodePatch(
+            places: parts, handler: handlerAddress, handlerPhysical: slack[0].physical,
+            handlerLength: handler.count, counterparts: counterparts)
     }
 }

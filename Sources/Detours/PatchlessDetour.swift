@@ -9,6 +9,9 @@ import X86
 /// is to wait is sent off, comes back to the entry when its time is over, and is recognised there by its stack
 /// pointer. It waits in a call of the guest's own delay function (`DelayCall`), or in the handler, which is
 /// written for that purpose into zeroed slack of the kernel's image and zeroed again when nobody is in it.
+///
+/// With an `InlineDetour` the function is not patchless any more: its first bytes are a jump, and the breakpoint
+/// stands where that leads. All else is the same, since a caller has the same registers there but for RIP.
 public final class PatchlessDetour {
     /// The guest's own time that callers wait without a sign of life before they go by themselves.
     public static let leaseLimit = Duration.seconds(2)
@@ -23,7 +26,7 @@ public final class PatchlessDetour {
     /// A caller that was sent off.
     public struct Holder: Equatable, Sendable {
         public var slot: Int
-        /// The caller's registers at the entry.
+        /// The caller's registers where it is stopped.
         public var registers: Registers
         /// Its stack pointer when it comes back to the entry.
         public var arrivalRSP: UInt64
@@ -34,7 +37,12 @@ public final class PatchlessDetour {
         public var isInDelay: Bool { arrivalRSP != registers.rsp }
     }
 
+    /// The function's entry: where callers that wait come back to.
     public let entry: GuestVirtualAddress
+    /// Where the breakpoint is: the entry, or the start of the inline detour's handler.
+    public let stopAddress: GuestVirtualAddress
+    /// The jump at the function's entry, where there is one.
+    public let inline: InlineDetour?
     public let effects: GuestEffects
     public let debugRegisters: DebugRegisterTable
     public private(set) var holders: [Holder] = []
@@ -52,11 +60,14 @@ public final class PatchlessDetour {
     /// - Parameters:
     ///   - waiting: how callers that are held wait.
     ///   - slack: where the handler may be written, where callers wait in it.
+    ///   - inline: the jump to intercept by; its handler begins with a stop point, and lies elsewhere in the slack.
     public init(
         entry: GuestVirtualAddress, effects: GuestEffects, debugRegisters: DebugRegisterTable, memory: KernelMemory,
-        waiting: WaitingWay, slack: GuestVirtualAddress?, means: WaitingMeans
+        waiting: WaitingWay, slack: GuestVirtualAddress?, means: WaitingMeans, inline: InlineDetour? = nil
     ) {
         self.entry = entry
+        self.inline = inline
+        stopAddress = inline?.slack.address ?? entry
         self.effects = effects
         self.debugRegisters = debugRegisters
         self.memory = memory
@@ -73,11 +84,16 @@ public final class PatchlessDetour {
 
     // MARK: Arming
 
-    /// Sets the breakpoint. The machine stands.
+    /// Sets the breakpoint, then the jump that leads there, if there is to be one. The machine stands.
     public func arm() throws(DetourError) {
-        let site = BreakpointSite.execution(entry)
-        let done = try control { () throws(HypervisorError) in try debugRegisters.acquire(.entry, site) }
+        let done = try control { () throws(HypervisorError) in try debugRegisters.acquire(.entry, stopSite) }
         if !done { throw .noDebugRegister }
+        do throws(InlineDetourError) {
+            try inline?.arm()
+        } catch {
+            try? disarm()
+            throw .inline(error)
+        }
     }
 
     /// Takes the breakpoint away. The machine stands, and nobody is held.
@@ -85,9 +101,41 @@ public final class PatchlessDetour {
         try control { () throws(HypervisorError) in try debugRegisters.release(.entry) }
     }
 
-    /// Lets a caller that stands at the entry, and is not held, go on into the function.
-    public func stepOver(_ vcpu: VCPU) throws(DetourError) {
-        try control { () throws(HypervisorError) in try effects.stepOver(.execution(entry), on: vcpu) }
+    /// Takes the jump out of the function again, if there is one. The machine stands, and nobody is held.
+    /// - Returns: why the jump's handler had to stay; nil where nothing is left.
+    public func removePatch() throws(DetourError) -> String? {
+        do throws(InlineDetourError) {
+            if case .handlerKept(let reason)? = try inline?.disarm() { return reason }
+            return nil
+        } catch {
+            throw .inline(error)
+        }
+    }
+
+    private var stopSite: BreakpointSite { .execution(stopAddress) }
+
+    /// Lets a caller that is stopped, and not held, go on into the function.
+    /// - Returns: false where the first instruction's page was absent: the caller will be stopped again.
+    @discardableResult
+    public func stepOver(_ vcpu: VCPU) throws(DetourError) -> Bool {
+        try control { () throws(HypervisorError) in
+            try effects.stepOver(stopSite, on: vcpu)
+            var rip = try effects.machine.registers(of: vcpu).rip
+            guard let inline else {
+                // No first instruction of a function is a jump far away: what is not close behind the entry is
+                // the kernel's page-fault handler, which will come back here.
+                return rip &- entry.rawValue &- 1 < 15
+            }
+            // The NOP cannot fault. The rest of the handler is stepped too, so that no interrupt finds a caller
+            // there and its address on no stack.
+            var steps = 0
+            while inline.armed?.isInHandler(rip) == true, steps < InlineDetourPlan.maximumHandlerLength {
+                try effects.step(vcpu)
+                rip = try effects.machine.registers(of: vcpu).rip
+                steps += 1
+            }
+            return true
+        }
     }
 
     // MARK: Holding
@@ -151,7 +199,8 @@ public final class PatchlessDetour {
             throw .cannotWait("the kernel's KeDelayExecutionThread was not found")
         }
         guard let push = means.push else { throw .cannotWait("no push instruction was found in the kernel") }
-        return DelayCall(entry: entry, function: function, push: push, effects: effects, memory: memory)
+        return DelayCall(
+            entry: entry, function: function, push: push, effects: effects, memory: memory)
     }
 
     private func sendIntoHandler(_ vcpu: VCPU, _ registers: Registers, slot: Int) throws(DetourError) {
@@ -160,7 +209,7 @@ public final class PatchlessDetour {
         var inHandler = registers
         inHandler.rip = location.address.rawValue &+ UInt64(handler.stubOffset(slot: slot))
         try control { () throws(HypervisorError) in
-            try effects.noteHold(HeldCaller(slot: slot, registers: registers))
+            try effects.noteHold(HeldCaller(slot: slot, registers: registers.standing(at: entry)))
             try effects.setRegisters(of: vcpu, from: registers, to: inHandler)
         }
     }
@@ -178,7 +227,7 @@ public final class PatchlessDetour {
 
     /// The held caller that stands at the entry again with these registers, if it is one.
     public func returningHolder(_ registers: Registers) -> Holder? {
-        guard registers.rip == entry.rawValue else { return nil }
+        guard registers.rip == stopAddress.rawValue else { return nil }
         return holders.first { $0.arrivalRSP == registers.rsp }
     }
 
@@ -229,7 +278,9 @@ public final class PatchlessDetour {
         holders = []
         atWork = nil
         location = nil
+        inline?.forgetEverything()
         try control { () throws(HypervisorError) in
+            if inline != nil { try effects.notePatch(nil) }
             for slot in slots { try effects.noteRelease(slot: slot) }
             try effects.noteHandler(nil)
         }
@@ -294,6 +345,15 @@ public final class PatchlessDetour {
         try control { () throws(HypervisorError) in
             try effects.writeData(bytes, at: location.physical + UInt64(range.lowerBound))
         }
+    }
+}
+
+extension Registers {
+    /// The same, standing elsewhere.
+    func standing(at address: GuestVirtualAddress) -> Registers {
+        var registers = self
+        registers.rip = address.rawValue
+        return registers
     }
 }
 

@@ -71,6 +71,8 @@ public enum Effect: Equatable, Sendable {
     case writeData(GuestPhysicalAddress, count: Int)
     /// The handler is about to be written, or, with nil, has been zeroed.
     case handler(HandlerLocation?)
+    /// A jump is about to be put over a function's first bytes; or, with nil, everything of it is gone.
+    case patch(CodePatch?)
     /// A caller is about to be sent into the handler; or the registers of one that waits in a delay are
     /// about to be changed.
     case hold(HeldCaller)
@@ -290,6 +292,9 @@ public final class GuestEffects {
 
     /// Tells the witnesses that a handler is about to be written, or (nil) that it has been zeroed.
     public func noteHandler(_ location: HandlerLocation?) throws(HypervisorError) { try announce(.handler(location)) }
+
+    /// Tells the witnesses that a function is about to be patched, or (nil) that nothing of that is left.
+    public func notePatch(_ patch: CodePatch?) throws(HypervisorError) { try announce(.patch(patch)) }
 
     /// Tells the witnesses that a caller is about to be sent into the handler, or to get other registers.
     public func noteHold(_ caller: HeldCaller) throws(HypervisorError) { try announce(.hold(caller)) }

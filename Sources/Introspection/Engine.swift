@@ -14,6 +14,10 @@ public struct EngineOptions {
     public var patienceWithStrangers = Duration.seconds(5)
     public var patterns: [FunctionPatterns] = []
     public var guardOptions = PowerGuardOptions()
+    /// How the power function is intercepted.
+    public var interception = Interception.breakpoint
+    /// The guest's code may be changed where the guest can see it: the inline detour needs this.
+    public var allowVisiblePatches = false
     /// How held callers wait.
     public var waiting = WaitingWay.delay
     /// Names the session in its events, and in records of hibernations.
@@ -160,9 +164,10 @@ public final class Engine {
         let found = try host { () throws(HypervisorError) in try machine.runState() }
         let pausedBefore = effects.pausedTime
         let slack = try? survey.slack.get().address
+        let inline = try inlineDetour(survey)
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
-            memory: survey.kernel.memory, waiting: options.waiting, slack: slack, means: survey.means)
+            memory: survey.kernel.memory, waiting: options.waiting, slack: slack, means: survey.means, inline: inline)
         var failure: DetourError?
         let armFunction = { () throws(HypervisorError) in
             do throws(DetourError) { try function.arm() } catch { failure = error }
@@ -173,7 +178,14 @@ public final class Engine {
             try host { () throws(HypervisorError) in try effects.takeControl(armFunction) }
             hasControl = true
         }
-        if let failure { throw .detour(failure) }
+        if let failure {
+            // What is half there, the guardian takes back.
+            if case .inline(.unfinished) = failure {
+                effects.abandonWitnesses()
+                hasControl = false
+            }
+            throw .detour(failure)
+        }
 
         let hibernations = HibernationWatch(survey, machine: machine.identity, options: options, report: report)
         powerGuard = PowerGuard(
@@ -185,9 +197,24 @@ public final class Engine {
                 Attachment(
                     session: options.session, machine: machine.identity, kernel: survey.kernel.identity,
                     powerFunction: survey.powerFunction,
-                    mechanism: "patchless: an execution breakpoint on the function's entry",
+                    mechanism: inline?.armed.map { .inlineDetour(bytes: $0.patch.count, handler: $0.handlerAddress) }
+                        ?? .patchless,
                     memoryAccess: machine.memoryAccess, runState: found, paused: effects.pausedTime - pausedBefore)))
         hibernations.reportAwakening()
+    }
+
+    /// The jump to intercept by, where that was asked for.
+    /// - Throws: what is known to prevent it, before anything is stopped or changed.
+    private func inlineDetour(_ survey: GuestSurvey) throws(EngineError) -> InlineDetour? {
+        guard options.interception == .detour else { return nil }
+        do throws(InlineDetourError) {
+            guard options.allowVisiblePatches else { throw .visible }
+            let inline = try survey.inlineDetour(effects, allowVisiblePatches: true)
+            _ = try inline.plan()
+            return inline
+        } catch {
+            throw .detour(.inline(error))
+        }
     }
 
     // MARK: Events
@@ -214,7 +241,7 @@ public final class Engine {
                 let vcpu = VCPU(index)
                 let registers = try host { () throws(HypervisorError) in try machine.registers(of: vcpu) }
                 try detour { () throws(DetourError) in
-                    if registers.rip == powerGuard.detour.entry.rawValue {
+                    if registers.rip == powerGuard.detour.stopAddress.rawValue {
                         try powerGuard.handlePowerStateChange(vcpu, registers)
                     } else {
                         try powerGuard.handleAccess(vcpu, registers)
@@ -283,6 +310,7 @@ public final class Engine {
 
     private func leave(_ reason: Detachment.Reason, quietly: Bool) throws(EngineError) {
         var callersLeft = 0
+        var handlerLeft: String?
         if hasControl, case .asked = reason {
             if let current = powerGuard {
                 try detour { () throws(DetourError) in try current.detour.finishInterruptedWork() }
@@ -295,7 +323,7 @@ public final class Engine {
                 effects.abandonWitnesses()
                 hasControl = false
             } else {
-                try takeEverythingOut()
+                handlerLeft = try takeEverythingOut()
                 // An error while a stop was handled: nothing else would ever let the guest run on.
                 if isAtStop { try resumeFromStop() }
             }
@@ -313,15 +341,22 @@ public final class Engine {
             .detached(
                 Detachment(
                     reason: reason, calls: earlierCalls, effects: effects.counts, callersLeft: callersLeft,
-                    openTransitions: open)))
+                    handlerLeft: handlerLeft, openTransitions: open)))
     }
 
-    /// Removes what would stop the guest, and the handler if nobody is in it.
-    private func takeEverythingOut() throws(EngineError) {
+    /// Removes what would stop the guest, the jump, and each handler if nobody is in it.
+    /// - Returns: why the inline detour's handler had to stay, where it had to.
+    private func takeEverythingOut() throws(EngineError) -> String? {
         var failure: DetourError?
+        var handlerLeft: String?
         let takeOut = { () throws(HypervisorError) in
             try self.effects.removeAllSites()
-            do throws(DetourError) { try self.powerGuard?.detour.removeUnusedHandler() } catch { failure = error }
+            do throws(DetourError) {
+                handlerLeft = try self.powerGuard?.detour.removePatch()
+                try self.powerGuard?.detour.removeUnusedHandler()
+            } catch {
+                failure = error
+            }
         }
         // A breakpoint may stop the guest at the very moment: that call is let on first.
         while try !host({ () throws(HypervisorError) in try effects.withPausedUnlessStopped(takeOut) }) {
@@ -330,11 +365,12 @@ public final class Engine {
             case .stop: try handleStop()
             case .host(let event): powerGuard?.handle(event)
             case .descriptorReady: try followHolds()
-            case .gone: return
+            case .gone: return nil
             case .interrupted, nil: break
             }
         }
         if let failure { throw .detour(failure) }
+        return handlerLeft
     }
 
     /// Releases held callers and waits until they have come out of the handler.

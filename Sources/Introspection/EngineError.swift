@@ -22,7 +22,7 @@ extension EngineError: CustomStringConvertible {
     /// The hypervisor's error, wherever it came up.
     public var hypervisorError: HypervisorError? {
         switch self {
-        case .hypervisor(let error), .detour(.hypervisor(let error)): error
+        case .hypervisor(let error), .detour(.hypervisor(let error)), .detour(.inline(.hypervisor(let error))): error
         default: nil
         }
     }

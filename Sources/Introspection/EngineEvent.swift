@@ -1,3 +1,4 @@
+import GuestMemory
 import HypervisorInterface
 import PowerTransitions
 import WindowsGuest
@@ -19,6 +20,14 @@ public enum EngineEvent {
     case warning(String)
 }
 
+/// What intercepts the power function.
+public enum Mechanism: Equatable, Sendable {
+    /// Nothing but an execution breakpoint on its entry.
+    case patchless
+    /// A jump over so many of its first bytes, to a handler at whose start the breakpoint stands.
+    case inlineDetour(bytes: Int, handler: GuestVirtualAddress)
+}
+
 /// What was found and armed.
 public struct Attachment: Sendable {
     /// The name of the session: `EngineOptions.session`.
@@ -27,7 +36,7 @@ public struct Attachment: Sendable {
     public var kernel: KernelIdentity
     public var powerFunction: PowerFunction
     /// What intercepts the power function.
-    public var mechanism: String
+    public var mechanism: Mechanism
     public var memoryAccess: String
     public var runState: RunState
     /// How long the guest stood still for it.
@@ -51,6 +60,8 @@ public struct Detachment: Sendable {
     /// Callers that were still waiting when Vigil left. They go on when the guest runs: out of the handler by
     /// themselves, or by the guardian, which stays for those in delays.
     public var callersLeft: Int
+    /// Why the inline detour's handler is still in the kernel's slack, where it is. Nothing leads there.
+    public var handlerLeft: String?
     /// Requests whose outcome was not seen.
     public var openTransitions: Int
 }

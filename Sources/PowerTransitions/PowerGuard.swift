@@ -92,7 +92,7 @@ public final class PowerGuard {
 
     // MARK: Stops
 
-    /// Handles one vCPU that stands at the function's entry. (The original's `IntWinPowHandlePowerStateChange`.)
+    /// Handles one vCPU that stands at the function's entry, or where the jump there leads. (The original's `IntWinPowHandlePowerStateChange`.)
     public func handlePowerStateChange(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
         let caller = callers.caller(registers)
         if let holder = detour.returningHolder(registers), isThread(of: holder, caller.thread) {
@@ -158,11 +158,8 @@ public final class PowerGuard {
     }
 
     private func enter(_ index: Int, _ vcpu: VCPU) throws(DetourError) {
-        try detour.stepOver(vcpu)
-        let after = try control { () throws(HypervisorError) in try detour.effects.machine.registers(of: vcpu) }
-        // No first instruction of a function is a jump far away: what is not close behind the entry is the
-        // kernel's page-fault handler, which will come back here.
-        calls[index].isEntering = after.rip &- detour.entry.rawValue &- 1 >= 15
+        let hasEntered = try detour.stepOver(vcpu)
+        calls[index].isEntering = !hasEntered
     }
 
     // MARK: Calls of one thread

@@ -342,6 +342,22 @@ final class GDBStub {
         try expectOK("P\(String(number, radix: 16))=\(String(decoding: GDBPacket.hex(bytes), as: UTF8.self))")
     }
 
+    /// Reads RAM by physical address: a few bytes, as one packet.
+    func readPhysical(_ count: Int, at address: UInt64) throws(HypervisorError) -> [UInt8] {
+        try expectOK("Qqemu.PhyMemMode:1")
+        let answer: Result<[UInt8], HypervisorError>
+        do throws(HypervisorError) {
+            answer = .success(try transact("m\(String(address, radix: 16)),\(String(count, radix: 16))"))
+        } catch {
+            answer = .failure(error)
+        }
+        try expectOK("Qqemu.PhyMemMode:0")
+        guard let bytes = GDBPacket.bytes(fromHex: try answer.get()), bytes.count == count else {
+            throw .unexpectedAnswer("QEMU's gdbstub did not read \(count) bytes of RAM")
+        }
+        return bytes
+    }
+
     /// Writes RAM by physical address, so that neither page tables nor the vCPU's address space matter.
     /// Under TCG this is also the only write that reaches code which is already translated.
     func writePhysical(_ bytes: [UInt8], at address: UInt64) throws(HypervisorError) {

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Detours
 import Foundation
 import HypervisorInterface
 import Introspection
@@ -28,6 +29,11 @@ struct Attach: ParsableCommand {
             find it. Held callers then wait in a handler of Vigil's.
             """)
     var allowVisiblePatches = false
+    @Option(
+        help: ArgumentHelp(
+            "How the power function is intercepted: breakpoint changes nothing in the guest; detour puts a jump into "
+                + "the function, and needs --allow-visible-patches."))
+    var intercept: Interception = .breakpoint
     @Option(
         help: ArgumentHelp(
             "Where hibernations are recorded, so that the session that attaches to the resumed guest can name them "
@@ -68,10 +74,13 @@ struct Attach: ParsableCommand {
         InterruptSignals.install()
         let renderer = EventRenderer(format)
         var options = try discovery.engineOptions()
+        options.interception = intercept
+        options.allowVisiblePatches = allowVisiblePatches
         options.waiting = allowVisiblePatches ? .handler : .delay
         options.guardOptions = PowerGuardOptions(hold: hold.map { .milliseconds($0) })
         options.journal = FileHibernationJournal(folder: state ?? StateFolder.standard)
         try Failure.reporting {
+            if intercept == .detour && !allowVisiblePatches { throw EngineError.detour(.inline(.visible)) }
             let machine = try target.connect()
             machine.wakeDescriptor = InterruptSignals.readEnd
             if let runBefore {
@@ -85,6 +94,8 @@ struct Attach: ParsableCommand {
         }
     }
 }
+
+extension Interception: ExpressibleByArgument {}
 
 /// What commands that look for a kernel share.
 struct DiscoveryOptions: ParsableArguments {

@@ -93,7 +93,7 @@ enum JSONRendering {
         line.add("powerFunction", hex(found.powerFunction.address.rawValue))
         line.add("foundBy", found.powerFunction.foundBy.map(\.rawValue))
         line.add("notes", found.powerFunction.notes)
-        line.add("mechanism", "patchless")
+        line.add("mechanism", found.mechanism.name)
         line.add("memory", found.memoryAccess)
         line.add("runState", found.runState.name)
         line.add("pausedMicroseconds", found.paused.microseconds)
@@ -203,6 +203,7 @@ enum JSONRendering {
         line.add("pauses", end.effects.pauses)
         line.add("steps", end.effects.steps)
         line.add("callersLeft", end.callersLeft)
+        line.add("handlerLeft", end.handlerLeft)
         line.add("openTransitions", end.openTransitions)
         return line
     }
@@ -232,7 +233,7 @@ enum TextRendering {
                 + found.powerFunction.foundBy.map(\.words).joined(separator: " and ")
                 + (found.powerFunction.isConfirmed ? "" : " only"),
         ] + found.powerFunction.notes.map { "  \($0)" } + [
-            "  armed, \(found.mechanism); memory is \(found.memoryAccess)"
+            "  armed, \(found.mechanism.words); memory is \(found.memoryAccess)"
         ]
     }
 
@@ -285,6 +286,9 @@ enum TextRendering {
         var text = "\(reason): \(end.calls.entries) calls seen, \(end.calls.returns) returns"
         if end.callersLeft > 0 {
             text += "; \(end.callersLeft) callers are still on their way out of the handler"
+        }
+        if let reason = end.handlerLeft {
+            text += "; the jump is gone, its handler stays, where nothing leads any more: \(reason)"
         }
         return text
     }

@@ -28,6 +28,8 @@ enum VigilExit: Int32, CaseIterable {
     case missingProgram = 11
     /// The demo did not see what it should have.
     case demoFailed = 12
+    /// The inline detour cannot be put into the function as it is, or was not allowed.
+    case detourRefused = 13
 
     var exitCode: ExitCode { ExitCode(rawValue) }
 
@@ -40,6 +42,8 @@ enum VigilExit: Int32, CaseIterable {
             case _ where problem.canBeRetried: self = .noKernelYet
             default: self = .notFound
             }
+        } else if case .detour(.inline) = error {
+            self = .detourRefused
         } else {
             self = .failure
         }

@@ -68,6 +68,16 @@ private struct InspectionReport {
         debugger.map { "a debug connection is in place (chardev \"\($0)\")" }
     }
 
+    /// What an inline detour would write, or why there can be none now.
+    private var detour: Result<InlineDetourPlan, InlineDetourError> {
+        do throws(InlineDetourError) {
+            return .success(
+                try survey.inlineDetour(GuestEffects(machine: machine), allowVisiblePatches: false).plan())
+        } catch {
+            return .failure(error)
+        }
+    }
+
     private var proof: (name: String, words: String) {
         switch survey.reentry {
         case .proved(let path):
@@ -106,6 +116,14 @@ private struct InspectionReport {
         lines.append(
             "             waiting in \(delay ?? "a pause loop")"
                 + (survey.means.sharedData == nil ? ", no lease: the guest's clock cannot be read" : ", lease of 2 s"))
+        switch detour {
+        case .success(let plan):
+            lines.append("detour       possible, only with --intercept detour --allow-visible-patches:")
+            lines.append(
+                "             a jump over \(plan.patch.count) bytes at \(plan.patchAddress), to "
+                    + "\(plan.handler.count) bytes at \(plan.handlerAddress)")
+        case .failure(let error): lines.append("detour       not possible now: \(error)")
+        }
         lines.append(
             "would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless")
         )
@@ -130,6 +148,14 @@ private struct InspectionReport {
         line.add("handler", (try? survey.slack.get()).map { hex($0.address.rawValue) })
         line.add("delayFunction", survey.means.delayFunction.map { hex($0.rawValue) })
         line.add("lease", survey.means.sharedData != nil)
+        switch detour {
+        case .success(let plan):
+            line.add("detour", hex(plan.handlerAddress.rawValue))
+            line.add("detourObstacle", String?.none)
+        case .failure(let error):
+            line.add("detour", String?.none)
+            line.add("detourObstacle", error.description)
+        }
         line.add("wouldArm", obstacle == nil)
         line.add("obstacle", obstacle)
         return line.text

@@ -19,6 +19,25 @@ extension RunState {
     }
 }
 
+extension Mechanism {
+    /// As scripts see it.
+    var name: String {
+        switch self {
+        case .patchless: "patchless"
+        case .inlineDetour: "inline-detour"
+        }
+    }
+
+    /// As people read it.
+    var words: String {
+        switch self {
+        case .patchless: "patchless: an execution breakpoint on the function's entry"
+        case .inlineDetour(let bytes, let handler):
+            "an inline detour: a jump over \(bytes) of the function's bytes to \(handler), and an execution breakpoint there"
+        }
+    }
+}
+
 extension HostEvent {
     /// As scripts see it.
     var name: String {

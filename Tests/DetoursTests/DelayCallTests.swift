@@ -7,13 +7,13 @@ import WindowsGuest
 import X86
 
 @Suite("Waiting in the guest's own delay function") struct DelayCallTests {
-    static func guest() throws -> HookedGuest {
+    static func guest(vcpus: Int = 1, jump: Bool = false) throws -> HookedGuest {
         // The same kernel, to know the instruction before the hooked guest is made.
         let code = FakeGuest()
         code.addPush()
         let push = try #require(PushInstruction(near: code.entry, in: try code.locateKernel().memory))
         let test = try HookedGuest(
-            waiting: .delay,
+            vcpus: vcpus, waiting: .delay, jump: jump,
             means: WaitingMeans(
                 delayFunction: HookedGuest.delayFunction, sharedData: SharedUserData.address, push: push))
         test.guest.addPush()

@@ -19,7 +19,7 @@ final class HookedGuest {
     let handler = DetourHandler()
 
     init(
-        vcpus: Int = 1, waiting: WaitingWay = .handler, hasSlack: Bool = true,
+        vcpus: Int = 1, waiting: WaitingWay = .handler, hasSlack: Bool = true, jump: Bool = false,
         means: WaitingMeans = .init(delayFunction: delayFunction, sharedData: SharedUserData.address)
     ) throws {
         guest = FakeGuest(vcpus: vcpus, threads: 8)
@@ -28,9 +28,18 @@ final class HookedGuest {
         debugRegisters = DebugRegisterTable(effects)
         slack = try KernelSlack.find(DetourHandler.length, in: kernel).address
         slackPhysical = try kernel.memory.translate(slack).physical.rawValue
+        var inline: InlineDetour?
+        if jump {
+            guest.kernel.write(InlineDetourGuest.plain, at: guest.entry.rawValue)
+            var place = try KernelSlack.find(DetourHandler.length + 128, in: kernel)
+            place.address = place.address + 448
+            place.available -= 448
+            inline = InlineDetour(
+                entry: guest.entry, slack: place, memory: kernel.memory, effects: effects, allowVisiblePatches: true)
+        }
         detour = PatchlessDetour(
             entry: guest.entry, effects: effects, debugRegisters: debugRegisters, memory: kernel.memory,
-            waiting: waiting, slack: hasSlack ? slack : nil, means: means)
+            waiting: waiting, slack: hasSlack ? slack : nil, means: means, inline: inline)
         try effects.takeControl {}
         // The test's own stop: a caller at the entry.
         guest.machine.become(.stoppedByDebugger)

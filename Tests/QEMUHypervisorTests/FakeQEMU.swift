@@ -13,6 +13,8 @@ final class FakeQEMU: @unchecked Sendable {
     var sites: [String: Int] = [:]
     /// Bytes written by physical address, in order.
     var writes: [(address: UInt64, bytes: [UInt8])] = []
+    /// What lies in RAM, where it is not zero.
+    var memory: [UInt64: UInt8] = [:]
     /// What the vCPUs do when the machine runs: true where one reaches a breakpoint.
     var onRun: (FakeQEMU) -> Bool = { _ in false }
     /// The operator of a standing machine starts it, and it stops at a breakpoint: called when one has been set.
@@ -92,6 +94,10 @@ final class FakeQEMU: @unchecked Sendable {
             return "T05thread:01;"
         default: break
         }
+        if packet.hasPrefix("m") {
+            let parts = packet.dropFirst().split(separator: ",").map { UInt64($0, radix: 16) ?? 0 }
+            return String(decoding: GDBPacket.hex((0..<parts[1]).map { memory[parts[0] + $0] ?? 0 }), as: UTF8.self)
+        }
         if packet.hasPrefix("qXfer") { return ResynchroniseTests.part(packet) }
         if packet.hasPrefix("Hg") {
             selected = Int(packet.dropFirst(2), radix: 16) ?? 1
@@ -119,7 +125,9 @@ final class FakeQEMU: @unchecked Sendable {
         } else if packet.hasPrefix("M") {
             let parts = packet.dropFirst().split(separator: ":")
             let place = UInt64(parts[0].split(separator: ",")[0], radix: 16) ?? 0
-            writes.append((place, GDBPacket.bytes(fromHex: Array(parts[1].utf8)) ?? []))
+            let bytes = GDBPacket.bytes(fromHex: Array(parts[1].utf8)) ?? []
+            writes.append((place, bytes))
+            for (offset, byte) in bytes.enumerated() { memory[place + UInt64(offset)] = byte }
         }
         return "OK"
     }

@@ -10,6 +10,17 @@ import X86
     static let location = HandlerLocation(
         entry: GuestVirtualAddress(0xffff_f806_4a20_4000), address: GuestVirtualAddress(0xffff_f806_4a20_3e00),
         physical: GuestPhysicalAddress(0x12_3e00), length: 480, waitOffset: 440)
+    static let patch = CodePatch(
+        places: [
+            .init(physical: GuestPhysicalAddress(0x12_4ffd), original: [1, 2, 3], patch: [0xe9, 5, 6]),
+            .init(physical: GuestPhysicalAddress(0x77_7000), original: [4, 5, 6], patch: [7, 8, 0x90]),
+        ],
+        handler: GuestVirtualAddress(0xffff_f806_4a20_3c00), handlerPhysical: GuestPhysicalAddress(0x12_3c00),
+        handlerLength: 12,
+        counterparts: [
+            .init(offset: 0, address: location.entry), .init(offset: 1, address: location.entry),
+            .init(offset: 7, address: location.entry + 6),
+        ])
     static let sites: [BreakpointSite] = [
         .execution(GuestVirtualAddress(0xffff_f806_4a20_4000)), .execution(GuestVirtualAddress(0)),
         .access(GuestVirtualAddress(.max), length: 8), .access(GuestVirtualAddress(0x10), length: 1),
@@ -20,7 +31,7 @@ import X86
         let caller = HeldCaller(slot: 7, registers: DescriptionSample.random(&generator))
         return [
             .beat, .pause, .resume, .farewell, .handler(nil), .handler(location), .hold(caller), .release(slot: 0),
-            .release(slot: 7),
+            .release(slot: 7), .patch(patch), .patch(nil),
         ] + sites.map { .insert($0) } + sites.map { .remove($0) }
     }
 
@@ -72,7 +83,7 @@ import X86
         let told: [(Effect, GuardianMessage?)] = [
             (.pause, .pause), (.resume, .resume), (.step(VCPU(0)), .pause), (.insert(site), .insert(site)),
             (.remove(site), .remove(site)), (.handler(Self.location), .handler(Self.location)),
-            (.handler(nil), .handler(nil)),
+            (.handler(nil), .handler(nil)), (.patch(Self.patch), .patch(Self.patch)), (.patch(nil), .patch(nil)),
             (.hold(caller), .hold(caller)), (.release(slot: 1), .release(slot: 1)), (.setRegisters(VCPU(0)), nil),
             (.writeCode(GuestPhysicalAddress(0), count: 1), nil), (.writeData(GuestPhysicalAddress(0), count: 1), nil),
         ]
@@ -87,11 +98,12 @@ import X86
         let caller = HeldCaller(slot: 3, registers: registers)
         for message: GuardianMessage in [
             .pause, .insert(Self.sites[0]), .insert(Self.sites[2]), .insert(Self.sites[0]), .handler(Self.location),
-            .hold(caller), .beat,
+            .hold(caller), .beat, .patch(Self.patch),
         ] { state.apply(message) }
         var expected = GuardedState()
         expected.sites = [Self.sites[0], Self.sites[2]]
         expected.handler = Self.location
+        expected.patch = Self.patch
         expected.held = [3: caller]
         expected.stopIsOurs = true
         #expect(state == expected)
@@ -101,7 +113,7 @@ import X86
         expected.sites = [Self.sites[0]]
         expected.stopIsOurs = false
         #expect(state == expected)
-        for message: GuardianMessage in [.release(slot: 3), .handler(nil), .remove(Self.sites[0])] {
+        for message: GuardianMessage in [.release(slot: 3), .handler(nil), .patch(nil), .remove(Self.sites[0])] {
             state.apply(message)
         }
         #expect(state == GuardedState())

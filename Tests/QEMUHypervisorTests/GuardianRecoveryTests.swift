@@ -172,6 +172,82 @@ import X86
         #expect(report.contains("does not run"))
     }
 
+    // MARK: An inline detour
+
+    /// An armed detour, with a handler of eleven bytes.
+    static func patched(_ status: String) -> FakeQEMU {
+        let qemu = FakeQEMU(status: status)
+        for place in GuardianMessageTests.patch.places {
+            for (offset, byte) in place.patch.enumerated() {
+                qemu.memory[place.physical.rawValue + UInt64(offset)] = byte
+            }
+        }
+        qemu.memory[GuardianMessageTests.patch.handlerPhysical.rawValue] = 0x90
+        return qemu
+    }
+
+    static let patchSite = BreakpointSite.execution(GuardianMessageTests.patch.handler)
+
+    @Test("The function's bytes are put back, vCPUs in the handler go on in the function, and the handler stays")
+    func patch() throws {
+        let qemu = Self.patched("running")
+        let handler = GuardianMessageTests.patch.handler.rawValue
+        qemu.registers = [handler, handler + 7, handler + 3, 0x1234].map {
+            var registers = Registers()
+            registers.rip = $0
+            return registers
+        }
+        let report = try Self.recover(qemu) {
+            $0.sites = [Self.patchSite]
+            $0.patch = GuardianMessageTests.patch
+        }
+        #expect(qemu.writes.map(\.address) == GuardianMessageTests.patch.places.map(\.physical.rawValue))
+        #expect(qemu.writes.map(\.bytes) == GuardianMessageTests.patch.places.map(\.original))
+        let entry = Self.location.entry.rawValue
+        #expect(qemu.registers.map(\.rip) == [entry, entry + 6, handler + 3, 0x1234])
+        #expect(report.contains("its own again; the jump's handler, 12 bytes") && qemu.status == "running")
+    }
+
+    @Test("A jump that was written in part, or not at all, is taken back; bytes of somebody else's are not")
+    func partOfPatch() throws {
+        let places = GuardianMessageTests.patch.places
+        let half = Self.patched("paused")
+        for (offset, byte) in places[1].original.enumerated() {
+            half.memory[places[1].physical.rawValue + UInt64(offset)] = byte
+        }
+        _ = try Self.recover(half) {
+            $0.patch = GuardianMessageTests.patch
+            $0.stopIsOurs = true
+        }
+        #expect(half.writes.map(\.bytes) == [places[0].original] && half.status == "running")
+
+        let foreign = Self.patched("running")
+        foreign.memory[places[0].physical.rawValue] = 0xcc
+        let report = try Self.recover(foreign) { $0.patch = GuardianMessageTests.patch }
+        #expect(foreign.memory[places[0].physical.rawValue] == 0xcc && report.contains("somebody else's"))
+    }
+
+    @Test("A caller in a delay comes back to the function, or to the handler's start if it was on its way there")
+    func delayAndPatch() throws {
+        for arrival in [Self.location.entry, GuardianMessageTests.patch.handler] {
+            let qemu = Self.patched("running")
+            let caller = Self.busyCaller()
+            qemu.onRun = { qemu in
+                guard qemu.sites[Self.entry] == 1, qemu.memory[0x12_4ffd] == 1 else { return false }
+                qemu.registers[0] = Self.arrived(caller)
+                qemu.registers[0].rip = arrival.rawValue
+                return true
+            }
+            _ = try Self.recover(qemu) {
+                $0.sites = [Self.patchSite]
+                $0.patch = GuardianMessageTests.patch
+                $0.held = [0: Self.inDelay(caller)]
+                $0.sentOff = [0]
+            }
+            #expect(qemu.registers[0] == caller && qemu.sites.values.allSatisfy { $0 == 0 })
+        }
+    }
+
     // MARK: Callers in delays
 
     /// A caller with registers that are worth something.

@@ -29,5 +29,9 @@ short clinux_spawn_new_session(void);
 pid_t clinux_spawn_dependent(const char *path, char *const arguments[], char *const environment[], int input,
                              int output, int errors, int inherited);
 
+/// The index of the first of `count` words that is `first` or one of the `length` values from there on; `count`
+/// where there is none.
+size_t clinux_find_word(const uint64_t *words, size_t count, uint64_t first, uint64_t length);
+
 /// A descriptor that can be read when process `pid` has ended, or -errno.
 int clinux_process_descriptor(pid_t pid);

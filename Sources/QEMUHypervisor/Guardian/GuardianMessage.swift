@@ -12,6 +12,7 @@ enum GuardianMessage: Equatable {
     case insert(BreakpointSite)
     case remove(BreakpointSite)
     case handler(HandlerLocation?)
+    case patch(CodePatch?)
     case hold(HeldCaller)
     case sentOff(slot: Int)
     case release(slot: Int)
@@ -28,6 +29,7 @@ extension GuardianMessage {
         case .insert(let site): self = .insert(site)
         case .remove(let site): self = .remove(site)
         case .handler(let location): self = .handler(location)
+        case .patch(let patch): self = .patch(patch)
         case .hold(let caller): self = .hold(caller)
         case .sentOff(let slot): self = .sentOff(slot: slot)
         case .release(let slot): self = .release(slot: slot)
@@ -37,7 +39,7 @@ extension GuardianMessage {
 
     private enum Kind: UInt64 {
         case beat = 1
-        case pause, resume, insert, remove, handler, hold, holdInDelay, sentOff, release, farewell
+        case pause, resume, insert, remove, handler, hold, holdInDelay, sentOff, release, farewell, patch
     }
 
     /// The longest message, in bytes.
@@ -58,6 +60,10 @@ extension GuardianMessage {
                 Kind.handler.rawValue, location.entry.rawValue, location.address.rawValue,
                 location.physical.rawValue, UInt64(location.length), UInt64(location.waitOffset),
             ]
+        case .patch(nil): words = [Kind.patch.rawValue]
+        case .patch(let patch?):
+            words = [Kind.patch.rawValue] + patch.words
+            tail = patch.places.flatMap { $0.original + $0.patch }
         case .hold(let caller):
             if let delay = caller.delay {
                 words = [
@@ -118,6 +124,13 @@ extension GuardianMessage {
                 HandlerLocation(
                     entry: GuestVirtualAddress(entry), address: GuestVirtualAddress(address),
                     physical: GuestPhysicalAddress(physical), length: length, waitOffset: waitOffset))
+        case .patch:
+            if bytes.count == 8 {
+                self = .patch(nil)
+                return
+            }
+            guard let patch = CodePatch(message: bytes, word: word) else { return nil }
+            self = .patch(patch)
         case .hold:
             guard let slot = int(1), let registers = registers(after: 2) else { return nil }
             self = .hold(HeldCaller(slot: slot, registers: registers))
@@ -139,10 +152,58 @@ extension GuardianMessage {
     }
 }
 
+extension CodePatch {
+    /// What a message says before the bytes themselves.
+    fileprivate var words: [UInt64] {
+        [
+            handler.rawValue, handlerPhysical.rawValue, UInt64(handlerLength), UInt64(places.count),
+            UInt64(counterparts.count),
+        ] + places.flatMap { [$0.physical.rawValue, UInt64($0.original.count)] }
+            + counterparts.flatMap { [UInt64($0.offset), $0.address.rawValue] }
+    }
+
+    /// - Parameter word: one of the message's words by its number; the first is the message's kind.
+    fileprivate init?(message bytes: [UInt8], word: (Int) -> UInt64?) {
+        let most = UInt64(GuardianMessage.maximumLength)
+        guard let address = word(1), let physical = word(2), let length = word(3), let placeCount = word(4),
+            let counterpartCount = word(5), max(length, placeCount, counterpartCount) <= most
+        else { return nil }
+        var next = 6
+        func pair() -> (UInt64, UInt64)? {
+            defer { next += 2 }
+            guard let first = word(next), let second = word(next + 1) else { return nil }
+            return (first, second)
+        }
+        var parts: [(UInt64, Int)] = []
+        for _ in 0..<placeCount {
+            guard let (place, count) = pair(), count <= most else { return nil }
+            parts.append((place, Int(count)))
+        }
+        var counterparts: [Counterpart] = []
+        for _ in 0..<counterpartCount {
+            guard let (offset, target) = pair(), offset <= most else { return nil }
+            counterparts.append(Counterpart(offset: Int(offset), address: GuestVirtualAddress(target)))
+        }
+        var rest = bytes.dropFirst(8 * next)
+        guard rest.count == parts.reduce(0, { $0 + 2 * $1.1 }) else { return nil }
+        var places: [Place] = []
+        for (place, count) in parts {
+            let original = Array(rest.prefix(count))
+            let patch = Array(rest.dropFirst(count).prefix(count))
+            places.append(Place(physical: GuestPhysicalAddress(place), original: original, patch: patch))
+            rest = rest.dropFirst(2 * count)
+        }
+        self.init(
+            places: places, handler: GuestVirtualAddress(address), handlerPhysical: GuestPhysicalAddress(physical),
+            handlerLength: Int(length), counterparts: counterparts)
+    }
+}
+
 /// What the guardian knows to be in force: the sum of what it was told.
 struct GuardedState: Equatable {
     var sites: Set<BreakpointSite> = []
     var handler: HandlerLocation?
+    var patch: CodePatch?
     var held: [Int: HeldCaller] = [:]
     /// Slots of callers in delays that Vigil was not working on: they have the registers for that, and come
     /// back by themselves.
@@ -157,6 +218,7 @@ struct GuardedState: Equatable {
         case .insert(let site): sites.insert(site)
         case .remove(let site): sites.remove(site)
         case .handler(let location): handler = location
+        case .patch(let patch): self.patch = patch
         case .hold(let caller):
             held[caller.slot] = caller
             sentOff.remove(caller.slot)

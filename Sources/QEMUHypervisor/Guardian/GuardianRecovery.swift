@@ -28,7 +28,7 @@ struct GuardianRecovery {
         case .paused: shallRun = state.stopIsOurs
         default: shallRun = false
         }
-        if state.sites.isEmpty && state.handler == nil && state.held.isEmpty {
+        if state.sites.isEmpty && state.handler == nil && state.patch == nil && state.held.isEmpty {
             // Whether the stub was started is not known, and does not matter: ending it leaves the machine
             // standing, if it stood.
             QEMUMachine.removeDebugConnection(qmp)
@@ -45,6 +45,8 @@ struct GuardianRecovery {
         // All sites before the guest runs on. A return watch that outlives the return is fatal under TCG: an
         // interrupt whose frame is pushed over the watched slot is acknowledged, and then lost.
         for site in state.sites { try removeWholly(site) }
+        // Before it runs on, too: from here on callers come back to the function itself.
+        let unpatched = try removePatch()
         let left = try emptyHandler(shallRun: shallRun)
         try endDelays(shallRun: &shallRun)
         noteStart(&shallRun)
@@ -55,7 +57,7 @@ struct GuardianRecovery {
         }
         QEMUMachine.removeDebugConnection(qmp)
         var report = "\(state.sites.count) breakpoints removed, \(state.held.count) callers released"
-        if let left { report += "; \(left)" }
+        for more in [unpatched, left].compactMap(\.self) { report += "; \(more)" }
         return report
     }
 
@@ -73,6 +75,38 @@ struct GuardianRecovery {
         if qmp.events.contains(where: { $0.name == "RESUME" || $0.name == "WAKEUP" }) { shallRun = true }
     }
 
+    /// Puts the function's bytes back, and moves vCPUs out of the inline detour's handler.
+    ///
+    /// The handler's bytes stay. A thread that was interrupted in there has no vCPU, so it is not seen from here;
+    /// it runs through them to the function. Nobody else gets there any more.
+    /// - Returns: what was done, for people.
+    private func removePatch() throws(HypervisorError) -> String? {
+        guard let patch = state.patch else { return nil }
+        try stub.readDescription()
+        var isForeign = false
+        for place in patch.places {
+            let found = try stub.readPhysical(place.original.count, at: place.physical.rawValue)
+            if found == place.patch {
+                try stub.writePhysical(place.original, at: place.physical.rawValue)
+            } else if found != place.original {
+                isForeign = true
+            }
+        }
+        // Whoever changed the jump may still lead callers to the handler.
+        if isForeign { return "the function's first bytes are somebody else's by now, and were left alone" }
+        for thread in 1...(try stub.threadCount()) {
+            let current = try registers(ofThread: thread)
+            guard let target = patch.counterpart(of: current.rip) else { continue }
+            var moved = current
+            moved.rip = target.rawValue
+            try write(moved, over: current)
+        }
+        let rest = try stub.readPhysical(patch.handlerLength, at: patch.handlerPhysical.rawValue)
+        if rest.allSatisfy({ $0 == 0 }) { return "the function's bytes are its own" }
+        return "the function's bytes are its own again; the jump's handler, \(patch.handlerLength) bytes at "
+            + "\(patch.handler), stays for threads that were interrupted in it, and nothing leads there any more"
+    }
+
     /// Lets every held caller out of the handler and zeroes it.
     /// - Returns: what could not be done, for people.
     private func emptyHandler(shallRun: Bool) throws(HypervisorError) -> String? {
@@ -87,14 +121,14 @@ struct GuardianRecovery {
             guard shallRun else {
                 return "the guest does not run, so \(inside.count) callers leave the handler when it does"
             }
-            let entry = BreakpointSite.execution(handler.entry)
-            try stub.insert(entry)
+            let gates = self.gates(to: handler.entry)
+            for gate in gates { try stub.insert(gate) }
             let deadline = ContinuousClock.now + Self.drainTimeout
             while !inside.isEmpty && ContinuousClock.now < deadline {
-                if try letRun(past: entry, until: deadline) == nil { _ = try stub.interrupt() }
+                if try letRun(past: gates, until: deadline) == nil { _ = try stub.interrupt() }
                 try noteArrivals(at: handler.entry, &inside)
             }
-            try removeWholly(entry)
+            for gate in gates { try removeWholly(gate) }
         }
         guard inside.isEmpty else { return "\(inside.count) callers are on their way out of the handler, which stays" }
         try stub.writePhysical([UInt8](repeating: 0, count: handler.length), at: handler.physical.rawValue)
@@ -115,8 +149,8 @@ struct GuardianRecovery {
         }
         try noteArrivals(at: address, &away)
         if away.isEmpty { return }
-        let entry = BreakpointSite.execution(address)
-        try stub.insert(entry)
+        let gates = self.gates(to: address)
+        for gate in gates { try stub.insert(gate) }
         while !away.isEmpty {
             let stop: GDBStopReply?
             let stood = !shallRun
@@ -127,7 +161,7 @@ struct GuardianRecovery {
                 if away.isEmpty { break }
             }
             if shallRun {
-                stop = try letRun(past: entry, until: nil)
+                stop = try letRun(past: gates, until: nil)
             } else {
                 stop = try waitForStop(until: nil)
                 shallRun = true
@@ -142,7 +176,13 @@ struct GuardianRecovery {
                 if try QEMUMachine.runState(qmp).isRunning { _ = try stub.interrupt() }
             }
         }
-        try removeWholly(entry)
+        for gate in gates { try removeWholly(gate) }
+    }
+
+    /// Where callers come back: the function's entry. One that was interrupted on its way along the jump that had
+    /// been there comes to the start of the jump's handler.
+    private func gates(to entry: GuestVirtualAddress) -> [BreakpointSite] {
+        [entry, state.patch?.handler].compactMap { $0.map { .execution($0) } }
     }
 
     /// Forgets callers that stand at the function's entry: not yet sent off, or back. One that comes from a
@@ -152,7 +192,7 @@ struct GuardianRecovery {
     ) throws(HypervisorError) {
         for thread in 1...(try stub.threadCount()) {
             let registers = try registers(ofThread: thread)
-            guard registers.rip == entry.rawValue else { continue }
+            guard registers.rip == entry.rawValue || registers.rip == state.patch?.handler.rawValue else { continue }
             for (slot, caller) in away {
                 if caller.registers.rsp == registers.rsp {
                     away[slot] = nil
@@ -171,7 +211,12 @@ struct GuardianRecovery {
 
     private func putBack(_ caller: HeldCaller, onThread thread: Int) throws(HypervisorError) {
         let current = try registers(ofThread: thread)
-        for change in RegisterCodec(try stub.description()).changes(from: current, to: caller.registers) {
+        try write(caller.registers, over: current)
+    }
+
+    /// Writes the selected thread's registers.
+    private func write(_ registers: Registers, over current: Registers) throws(HypervisorError) {
+        for change in RegisterCodec(try stub.description()).changes(from: current, to: registers) {
             try stub.writeRegister(number: change.number, value: change.value, size: change.size)
         }
     }
@@ -180,16 +225,16 @@ struct GuardianRecovery {
     /// - Parameter deadline: nil for as long as that takes.
     /// - Returns: why it stands, or nil where it did not stop in time, or will not.
     private func letRun(
-        past entry: BreakpointSite, until deadline: Deadline?
+        past gates: [BreakpointSite], until deadline: Deadline?
     ) throws(HypervisorError) -> GDBStopReply? {
-        // A vCPU that stands at the entry would stop there again at once.
+        // A vCPU that stands at one would stop there again at once.
         for thread in 1...(try stub.threadCount()) {
-            let registers = try registers(ofThread: thread)
-            if case .execution(let address) = entry, registers.rip == address.rawValue {
-                try stub.remove(entry)
+            let rip = GuestVirtualAddress(try registers(ofThread: thread).rip)
+            if let gate = gates.first(where: { $0 == .execution(rip) }) {
+                try stub.remove(gate)
                 // One that another vCPU's stop ended early is tried again at the next stop.
                 _ = try stub.step(thread: thread)
-                try stub.insert(entry)
+                try stub.insert(gate)
             }
         }
         try stub.resume()

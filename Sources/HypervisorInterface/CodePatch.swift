@@ -1,0 +1,55 @@
+import GuestMemory
+
+/// A jump that was put over a function's first bytes, and the handler that it leads to: what it takes to put the
+/// function back as it was.
+public struct CodePatch: Equatable, Sendable {
+    /// Replaced bytes that lie together in physical memory.
+    public struct Place: Equatable, Sendable {
+        public var physical: GuestPhysicalAddress
+        public var original: [UInt8]
+        /// As many bytes as `original`.
+        public var patch: [UInt8]
+
+        public init(physical: GuestPhysicalAddress, original: [UInt8], patch: [UInt8]) {
+            self.physical = physical
+            self.original = original
+            self.patch = patch
+        }
+    }
+
+    /// An instruction of the handler, and where in the function a processor goes on that stands on it.
+    public struct Counterpart: Equatable, Sendable {
+        /// In bytes from the handler's start.
+        public var offset: Int
+        public var address: GuestVirtualAddress
+
+        public init(offset: Int, address: GuestVirtualAddress) {
+            self.offset = offset
+            self.address = address
+        }
+    }
+
+    public var places: [Place]
+    /// The handler's start, which is also where callers are stopped.
+    public var handler: GuestVirtualAddress
+    public var handlerPhysical: GuestPhysicalAddress
+    /// In bytes.
+    public var handlerLength: Int
+    public var counterparts: [Counterpart]
+
+    public init(
+        places: [Place], handler: GuestVirtualAddress, handlerPhysical: GuestPhysicalAddress, handlerLength: Int,
+        counterparts: [Counterpart]
+    ) {
+        self.places = places
+        self.handler = handler
+        self.handlerPhysical = handlerPhysical
+        self.handlerLength = handlerLength
+        self.counterparts = counterparts
+    }
+
+    /// Where a processor that stands in the handler has to go on; nil where it stands on none of its instructions.
+    public func counterpart(of rip: UInt64) -> GuestVirtualAddress? {
+        counterparts.first { handler.rawValue &+ UInt64($0.offset) == rip }?.address
+    }
+}
