@@ -109,7 +109,7 @@ extension Integration {
                     try guest.waitUntilReady()
                 }
                 vigil = try Self.attach(guest)
-                if call == nil { try prepare() }
+                if call == nil { try prepare() } else { _ = try vigil.event("awoken") }
             }
         }
 
@@ -117,11 +117,9 @@ extension Integration {
             "Twenty rounds of all transitions under load and check: every outcome is seen, the guest's counts are Vigil's",
             arguments: [1, 2, 4])
         func rounds(_ processors: Int) throws {
-            let disk = "/tmp/vigil-disk-\(UInt32.random(in: .min ... .max))"
-            defer { unlink(disk) }
-            #expect(FileManager.default.createFile(atPath: disk, contents: Data(count: 160 << 20)))
+            let disk = try TemporaryDisk()
             var configuration = GuestConfiguration()
-            configuration.extraArguments = ["-smp", String(processors), "-drive", "file=\(disk),format=raw,if=ide"]
+            configuration.extraArguments = ["-smp", String(processors), "-drive", "file=\(disk.path),format=raw,if=ide"]
             var random = SeededGenerator(seed: 0x5eed_0100 + UInt64(processors))
             // Each kind four times, so that no seed leaves one out.
             let order = Array(repeating: Round.allCases, count: 4).joined().shuffled(using: &random)
