@@ -320,11 +320,29 @@ public final class PatchlessDetour {
 
     private func zeroHandler() throws(DetourError) {
         guard let location else { return }
+        let isThere = isHandlerThere(location)
         try control { () throws(HypervisorError) in
-            try effects.writeCode([UInt8](repeating: 0, count: location.length), at: location.physical)
+            // A guest that was reset has something else there, and nobody may have said so yet.
+            if isThere { try effects.writeCode([UInt8](repeating: 0, count: location.length), at: location.physical) }
             try effects.noteHandler(nil)
         }
         self.location = nil
+    }
+
+    /// Whether the handler's code, as it was written, is still where it was written to.
+    private func isHandlerThere(_ location: HandlerLocation) -> Bool {
+        var found = [UInt8](repeating: 0, count: location.length)
+        do throws(MemoryError) {
+            try found.withUnsafeMutableBufferPointer { (buffer) throws(MemoryError) in
+                try memory.physical.read(at: location.physical, into: UnsafeMutableRawBufferPointer(buffer))
+            }
+        } catch {
+            return false
+        }
+        let data = DetourHandler.PublicData.allCases.map { handler.range(of: $0) }
+        return found.indices.allSatisfy { index in
+            found[index] == handler.bytes[index] || data.contains { $0.contains(index) }
+        }
     }
 
     private func setWaitByte(of slot: Int, to value: UInt8, at location: HandlerLocation) throws(DetourError) {

@@ -363,7 +363,8 @@ public final class Engine {
             let event = try host { () throws(HypervisorError) in try machine.nextEvent(until: .now + .seconds(1)) }
             switch event {
             case .stop: try handleStop()
-            case .host(let event): powerGuard?.handle(event)
+            // A reset, too: what is to be taken out is gone with it.
+            case .host(let event): try handle(event)
             case .descriptorReady: try followHolds()
             case .gone: return nil
             case .interrupted, nil: break

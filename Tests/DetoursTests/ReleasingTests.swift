@@ -140,4 +140,19 @@ import X86
         }
         #expect(test.machine.registers[0] == call && test.detour.holders.isEmpty)
     }
+
+    @Test("What is not the handler any more is not zeroed: the guest may have been reset", arguments: [0, 0x60, 447])
+    func notTheHandler(offset: Int) throws {
+        let test = try HookedGuest()
+        let (holder, _) = try test.hold()
+        let data = DetourHandler.PublicData.allCases.contains { test.handler.range(of: $0).contains(offset) }
+        let place = test.slackPhysical + UInt64(offset)
+        test.guest.ram.store(test.guest.ram.load(UInt8.self, at: place) ^ 0xff, at: place)
+        let before = test.slackBytes
+        test.machine.clearLog()
+        try test.detour.takeBack(holder, VCPU(0), Registers())
+        // Data are the handler's to change.
+        #expect(data ? test.slackIsZero : test.slackBytes == before)
+        #expect(!test.detour.isHandlerPresent && test.machine.announcements.last == .handler(nil))
+    }
 }
