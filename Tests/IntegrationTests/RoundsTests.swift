@@ -119,7 +119,9 @@ extension Integration {
         func rounds(_ processors: Int) throws {
             let disk = try TemporaryDisk()
             var configuration = GuestConfiguration()
-            configuration.extraArguments = ["-smp", String(processors), "-drive", "file=\(disk.path),format=raw,if=ide"]
+            configuration.extraArguments = [
+                "-smp", String(processors), "-drive", "file=\(disk.path),format=raw,if=ide",
+            ]
             var random = SeededGenerator(seed: 0x5eed_0100 + UInt64(processors))
             // Each kind four times, so that no seed leaves one out.
             let order = Array(repeating: Round.allCases, count: 4).joined().shuffled(using: &random)
