@@ -47,10 +47,7 @@ struct DelayCall {
         let wanted = 0 &- interval.hundredNanoseconds
         // A push that faults could not be taken back.
         for place in [returnSlot, intervalSlot] { try demandStack(place) }
-        try control { () throws(HypervisorError) in
-            let delay = HeldCaller.Delay(entry: entry, arrivalRSP: caller.rsp &- Self.arrivalOffset, vcpu: vcpu)
-            try effects.noteHold(HeldCaller(slot: slot, registers: caller.standing(at: entry), delay: delay))
-        }
+        try announceWork(on: caller, slot: slot, vcpu)
         var registers = current
         for (place, value) in [(intervalSlot, wanted), (returnSlot, entry.rawValue)] where value != word(at: place) {
             try self.push(value, to: place, on: vcpu, &registers)
@@ -73,11 +70,16 @@ struct DelayCall {
 
     /// Gives a caller that stands at the entry again its own registers back.
     func takeBack(_ caller: Registers, slot: Int, on vcpu: VCPU, current: Registers) throws(DetourError) {
+        try announceWork(on: caller, slot: slot, vcpu)
+        try putBack(caller, slot: slot, on: vcpu, current: current)
+    }
+
+    /// Its registers are known to the guardian before any of them changes.
+    private func announceWork(on caller: Registers, slot: Int, _ vcpu: VCPU) throws(DetourError) {
+        let delay = HeldCaller.Delay(entry: entry, arrivalRSP: caller.rsp &- Self.arrivalOffset, vcpu: vcpu)
         try control { () throws(HypervisorError) in
-            let delay = HeldCaller.Delay(entry: entry, arrivalRSP: caller.rsp &- Self.arrivalOffset, vcpu: vcpu)
             try effects.noteHold(HeldCaller(slot: slot, registers: caller.standing(at: entry), delay: delay))
         }
-        try putBack(caller, slot: slot, on: vcpu, current: current)
     }
 
     private func putBack(_ caller: Registers, slot: Int, on vcpu: VCPU, current: Registers) throws(DetourError) {

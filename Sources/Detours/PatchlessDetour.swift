@@ -30,7 +30,7 @@ public final class PatchlessDetour {
         public var registers: Registers
         /// Its stack pointer when it comes back to the entry.
         public var arrivalRSP: UInt64
-        /// Its wait byte has been cleared.
+        /// It has been told to go.
         public var isReleased = false
 
         /// It waits in a delay, and has not its own registers when it comes back.

@@ -92,7 +92,8 @@ public final class PowerGuard {
 
     // MARK: Stops
 
-    /// Handles one vCPU that stands at the function's entry, or where the jump there leads. (The original's `IntWinPowHandlePowerStateChange`.)
+    /// Handles one vCPU that stands at the function's entry, or where the jump there leads.
+    /// (The original's `IntWinPowHandlePowerStateChange`.)
     public func handlePowerStateChange(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
         let caller = callers.caller(registers)
         if let holder = detour.returningHolder(registers), isThread(of: holder, caller.thread) {
@@ -313,7 +314,8 @@ public final class PowerGuard {
     private func handleArrival(
         of holder: PatchlessDetour.Holder, _ vcpu: VCPU, _ registers: Registers
     ) throws(DetourError) {
-        if let index = holds.firstIndex(where: { $0.slot == holder.slot }) {
+        let index = holds.firstIndex { $0.slot == holder.slot }
+        if let index {
             let left = holds[index].end - now()
             if left > Self.shortestDelay, try detour.sendAgain(holder, vcpu, registers, for: left) { return }
             if holder.isInDelay && !holds[index].isReleased {
@@ -322,7 +324,7 @@ public final class PowerGuard {
             }
         }
         try detour.takeBack(holder, vcpu, registers)
-        if let index = holds.firstIndex(where: { $0.slot == holder.slot }) {
+        if let index {
             let hold = holds.remove(at: index)
             report(.held(hold.id, duration: now() - hold.start, stops: stops - hold.stopsBefore))
             report(.released(hold.id, hold.isReleased ? hold.reason : .leaseExpired))

@@ -81,18 +81,31 @@ final class GDBStub {
     private func answerOnItsWay(until deadline: Deadline) throws(HypervisorError) -> [UInt8]? {
         var answer: [UInt8]?
         let questions = Client.heir.questions
-        for (question, beginning) in questions {
+        try askInTurn(questions, until: deadline) { reply in
+            if let stop = GDBStopReply(reply) {
+                if stop != .interrupted { keep(stop) }
+            } else if !questions.contains(where: { reply.starts(with: $0.answer.utf8) }) {
+                answer = reply
+            }
+        }
+        return answer
+    }
+
+    /// Asks the first of some questions and waits for its answer, or for that of a later one.
+    ///
+    /// Each is asked once, so that its answer is the last thing on its way. A stop meanwhile may be an earlier one's,
+    /// or that of a running machine which swallowed the question: then the next one is asked.
+    /// - Parameter take: gets what comes before the answer.
+    private func askInTurn(
+        _ questions: [(question: String, answer: String)], until deadline: Deadline, _ take: ([UInt8]) -> Void
+    ) throws(HypervisorError) {
+        for (question, answer) in questions {
             try socket.write(GDBPacket.frame(question))
             while true {
-                let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer after a stop")
-                if reply.starts(with: beginning.utf8) { return answer }
-                if let stop = GDBStopReply(reply) {
-                    // Started once more: the question may be lost, so the next one is asked.
-                    if stop == .interrupted { break }
-                    keep(stop)
-                } else if !questions.contains(where: { reply.starts(with: $0.answer.utf8) }) {
-                    answer = reply
-                }
+                let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer \"\(question)\"")
+                if reply.starts(with: answer.utf8) { return }
+                take(reply)
+                if GDBStopReply(reply) == .interrupted { break }
             }
         }
         throw .unexpectedAnswer("a machine that is started and stopped all the time")
@@ -182,24 +195,11 @@ final class GDBStub {
     @discardableResult
     func resynchronise(as client: Client) throws(HypervisorError) -> Bool {
         var hasStopped = false
-        let deadline = ContinuousClock.now + Self.answerTimeout
-        // Each is asked once, so that its answer is the last thing on its way. A stop meanwhile may be a dead
-        // client's, or that of a running machine which swallowed the question: then the next one is asked.
-        for (question, answer) in client.questions {
-            try socket.write(GDBPacket.frame(question))
-            while true {
-                let reply = try receivePacket(until: deadline, for: "QEMU's gdbstub to answer its new client")
-                if reply.starts(with: answer.utf8) {
-                    isStanding = true
-                    return hasStopped
-                }
-                if GDBStopReply(reply) == .interrupted {
-                    hasStopped = true
-                    break
-                }
-            }
+        try askInTurn(client.questions, until: .now + Self.answerTimeout) { reply in
+            if GDBStopReply(reply) == .interrupted { hasStopped = true }
         }
-        throw .unexpectedAnswer("a machine that is started and stopped all the time")
+        isStanding = true
+        return hasStopped
     }
 
     private func readAnnex(_ annex: String) throws(HypervisorError) -> [UInt8] {

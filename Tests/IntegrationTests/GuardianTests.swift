@@ -16,17 +16,8 @@ extension Integration {
         /// Lets Vigil die and waits for the guardian's word.
         private func end(_ vigil: VigilProcess, by death: Death) throws {
             vigil.send(death.signal)
-            let word = try vigil.errorLine(containing: "vigil guardian:")
-            #expect(!word.contains("could not be"), "\(word)")
-            try expectAware(vigil, death)
-        }
-
-        /// Whoever lets a stopped Vigil go on finds it knowing that it is out of the game.
-        private func expectAware(_ vigil: VigilProcess, _ death: Death) throws {
-            guard death == .stopped else { return }
-            vigil.send(SIGCONT)
-            #expect(vigil.exitStatus() == 10, "\(vigil.outputText)\(vigil.errorText)")
-            #expect(vigil.errorText.contains("the guardian took over"))
+            try vigil.expectGuardianActed()
+            if death == .stopped { vigil.expectAware() }
         }
 
         /// Waits until a caller is in the handler: the guest's own check of its code sees it.

@@ -80,6 +80,21 @@ struct Operator {
     }
 }
 
+extension VigilProcess {
+    /// Waits for the guardian's word: it could take everything back.
+    func expectGuardianActed(sourceLocation: SourceLocation = #_sourceLocation) throws {
+        let word = try errorLine(containing: "vigil guardian:", sourceLocation: sourceLocation)
+        #expect(!word.contains("could not be"), "\(word)", sourceLocation: sourceLocation)
+    }
+
+    /// Whoever lets a stopped Vigil go on finds it knowing that it is out of the game.
+    func expectAware(sourceLocation: SourceLocation = #_sourceLocation) {
+        send(SIGCONT)
+        #expect(exitStatus() == 10, "\(outputText)\(errorText)", sourceLocation: sourceLocation)
+        #expect(errorText.contains("the guardian took over"), sourceLocation: sourceLocation)
+    }
+}
+
 extension BundledGuestMachine {
     /// Where the guest is, for a failure's report.
     func describe() throws -> String {

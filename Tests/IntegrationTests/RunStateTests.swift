@@ -95,9 +95,8 @@ extension Integration {
             if test.state == .paused { try seen.command("cont") }
             if test.state == .suspended { try seen.command("system_wakeup") }
             if waitsForOperator {
-                let word = try vigil.errorLine(containing: "vigil guardian:")
-                #expect(!word.contains("could not be"), "\(word)")
-                if test.end == .stopped { expectAware(vigil) }
+                try vigil.expectGuardianActed()
+                if test.end == .stopped { vigil.expectAware() }
             }
             if let call { #expect(try guest.console.reply(to: call)["status"] == status) }
             try guest.console.run("slow 1")
@@ -112,15 +111,9 @@ extension Integration {
             case .killed, .stopped:
                 vigil.send(end == .killed ? SIGKILL : SIGSTOP)
                 if waitsForOperator { return }
-                let word = try vigil.errorLine(containing: "vigil guardian:")
-                #expect(!word.contains("could not be"), "\(word)")
-                if end == .stopped { expectAware(vigil) }
+                try vigil.expectGuardianActed()
+                if end == .stopped { vigil.expectAware() }
             }
-        }
-
-        private func expectAware(_ vigil: VigilProcess) {
-            vigil.send(SIGCONT)
-            #expect(vigil.exitStatus() == 10, "\(vigil.outputText)\(vigil.errorText)")
         }
 
         @Test(

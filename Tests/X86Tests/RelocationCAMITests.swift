@@ -4,23 +4,8 @@ import Testing
 import WindowsGuest
 import X86
 
-/// Where the CAMI function files are, if they are.
-private let functionFiles: String? = {
-    let root: String
-    if let override = ProcessInfo.processInfo.environment["VIGIL_SHARED_DATA"] {
-        root = override
-    } else {
-        let package = URL(fileURLWithPath: #filePath).resolvingSymlinksInPath()
-            .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
-        root = package.appendingPathComponent("../shared/data").standardizedFileURL.path
-    }
-    let path = root + "/cami/functions"
-    if FileManager.default.fileExists(atPath: path) { return path }
-    print("SKIPPED: relocation of the CAMI functions' prologues, \(path) is absent (VIGIL_SHARED_DATA may name it)")
-    return nil
-}()
-
-@Suite("Relocating the CAMI functions' prologues", .enabled(if: functionFiles != nil)) struct RelocationCAMITests {
+@Suite("Relocating the CAMI functions' prologues", .enabled(if: SharedData.functions != nil)) struct RelocationCAMITests
+{
     static let fillings = 16
 
     struct Count: Equatable {
@@ -61,7 +46,7 @@ private let functionFiles: String? = {
         let copy = address + 0x21_0884
         var random = SeededGenerator(seed: is64Bit ? 64 : 32)
         var count = Count()
-        for file in try FunctionPatterns.load(path: try #require(functionFiles)) where file.is64Bit == is64Bit {
+        for file in try FunctionPatterns.load(path: try #require(SharedData.functions)) where file.is64Bit == is64Bit {
             for pattern in file.patterns {
                 count.patterns += 1
                 let name = "\(file.name), builds \(pattern.builds)"
