@@ -21,6 +21,10 @@ struct GuardianRecovery {
 
     /// - Returns: what was done, for people.
     func run() throws(HypervisorError) -> String {
+        // What was said before an answer came is over. The state is asked for after that: a start that comes between
+        // the state's answer and the stub's stays among the events.
+        _ = try QEMUMachine.runState(qmp)
+        while qmp.takeEvent() != nil {}
         let found = try QEMUMachine.runState(qmp)
         var shallRun: Bool
         switch found {
@@ -38,8 +42,6 @@ struct GuardianRecovery {
             }
             return "nothing was armed"
         }
-        // Whatever was said before is over.
-        while qmp.takeEvent() != nil {}
         try stub.resynchronise(as: .heir)
         noteStart(&shallRun)
         // All sites before the guest runs on. A return watch that outlives the return is fatal under TCG: an
