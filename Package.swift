@@ -43,6 +43,10 @@ let package = Package(
             "WindowsGuest",
             ["HypervisorInterface", "GuestMemory", "X86", .product(name: "Yams", package: "Yams")]),
         module("Detours", ["WindowsGuest", "HypervisorInterface", "GuestMemory", "X86", "CDetourHandler"]),
+        .target(
+            name: "Agents",
+            dependencies: ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"],
+            swiftSettings: settings, plugins: ["BuildGuest"]),
         module("PowerTransitions", ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module(
             "Introspection",
@@ -77,6 +81,7 @@ let package = Package(
         .target(name: "CHandlerHarness", path: "Tests/CHandlerHarness"),
         tests("X86", ["WindowsGuest", "CHandlerHarness"]),
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
+        tests("Agents", ["Detours", "HypervisorInterface", "WindowsGuest", "X86", "GuestMemory"]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),
