@@ -49,6 +49,8 @@ struct GuestCaller {
     /// Where the calls return to. Where an inline detour is armed, the jump there leads on to where callers are
     /// stopped; where it is not any more, the caller is at the function all the same.
     let entry: GuestVirtualAddress
+    /// Where callers of the function are stopped.
+    let stopAddress: GuestVirtualAddress
     let push: PushInstruction
     let effects: GuestEffects
     let memory: KernelMemory
@@ -113,9 +115,11 @@ struct GuestCaller {
     private func announceWork(
         on thread: Registers, _ vectors: VectorRegisters?, slot: Int, _ vcpu: VCPU
     ) throws(DetourError) {
+        // Whoever takes over after Vigil has put the function back before.
+        let registers = thread.rip == stopAddress.rawValue ? thread.standing(at: entry) : thread
         let delay = HeldCaller.Delay(entry: entry, arrivalRSP: Self.arrivalRSP(of: thread), vcpu: vcpu)
         try control { () throws(HypervisorError) in
-            try effects.noteHold(HeldCaller(slot: slot, registers: thread, delay: delay, vectors: vectors))
+            try effects.noteHold(HeldCaller(slot: slot, registers: registers, delay: delay, vectors: vectors))
         }
     }
 
