@@ -81,6 +81,33 @@ def guard_rules(results, folder, variant):
                           guest.until("^bugcheck", 10) == "bugcheck 0x00000109")
 
 
+def resume_guard_rules(results, folder, variant):
+    """The guard that looks on resuming alone."""
+    with Guest(folder, variant, extra=["-smp", "2"]) as guest:
+        guest.boot()
+        results.check("guard resume", guest.ask("guard resume") == ["ok guard=resume"])
+        results.check("no such guard", guest.ask("guard sometimes")[-1].startswith("error"))
+
+        def sleep():
+            guest.send("power kernel 2 4 0\n")
+            guest.line()
+            while "suspended" not in guest.monitor("info status"):
+                time.sleep(0.01)
+            guest.run("system_wakeup")
+
+        sleep()
+        results.check("whole code resumes", [guest.line(20), guest.line(20)] == ["! awake", "ok status=0x00000000"])
+        checks = fields(guest.ask("time")[-1])["guard-checks"]
+        address = guest.symbols()["TextEnd"] - 1
+        with Stub(guest) as stub:
+            stub.write(address, b"\x90")
+        time.sleep(0.3)
+        results.check("and is looked at then alone",
+                      checks == 1 and fields(guest.ask("time")[-1])["guard-checks"] == 1)
+        sleep()
+        results.check("a changed byte is seen on resuming", guest.until("^bugcheck", 20) == "bugcheck 0x00000109")
+
+
 def sleep_rules(results, folder, variant, machine, counts=(1, 2, 4), rounds=5):
     check = results.check
     for count in counts:

@@ -164,6 +164,15 @@ def memory_rules(guest, results, folder, variant):
     self_map = range(symbols["PteBase"], symbols["PteBase"] + (1 << 39))
     loose = [hex(p) for p, f in rights.items() if f[0] == "-" and f[8] == "W" and p not in self_map]
     check("nothing is writable and executable", not loose, loose[:3])
+    moved = [re.match(r"ok page=(\S+) old=(\S+) new=(\S+)", guest.ask(f"move {name}")[-1])
+             for name in ("MmMapPage", "KiServiceTable", "NtSetSystemPowerState", "MmMapPage")]
+    check("pages of code and constants move", all(moved) and moved[0][3] == moved[3][2]
+          and all(m[2] != m[3] for m in moved), moved)
+    check("pages of data do not", guest.ask("move PsActiveProcessHead")[-1].startswith("error not a page of"))
+    check("what was moved is as it was", guest.ask("check")[0].startswith("ok clean")
+          and guest.ask("work 1000") == ["ok calls=1000"])
+    remapped = guest.ask("remap 1000")[-1]
+    check("remap", re.fullmatch(r"ok rounds=1000 time=[1-9]\d*", remapped), remapped)
     image = range(symbols["ImagePhysicalBase"], symbols["ImagePhysicalBase"] + 0x200000)
     alias = [hex(p) for p in rights if p - 0xFFFF900000000000 in image]
     check("the image has no other mapping", not alias, alias[:3])
@@ -299,6 +308,7 @@ def main():
         machine_rules.paging_rules(results, folder, variant)
         machine_rules.crash_rules(results, folder, variant)
         machine_rules.guard_rules(results, folder, variant)
+        machine_rules.resume_guard_rules(results, folder, variant)
         machine_rules.sleep_rules(results, folder, variant, "pc")
         machine_rules.second_sleep_on_q35(results, folder, variant)
         hibernation_rules.hibernation_rules(results, folder, variant)

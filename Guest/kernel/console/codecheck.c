@@ -32,11 +32,23 @@ void ConRecordCode(void)
         RtlCopyMemory(Record->Name, Section->name, 8);
         Record->Base = (const UCHAR *)Base + Section->virtualAddress;
         Record->Size = PAGE_ALIGN_UP(Section->virtualSize);
-        Record->Copy = ExAllocatePoolWithTag(NonPagedPool, Record->Size, 'kcCK');
+        Record->Copy = ExAllocatePoolWithTag(NonPagedPoolNx, Record->Size, 'kcCK');
         if (!Record->Copy)
             KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 10, Record->Size, 0, 0);
         RtlCopyMemory(Record->Copy, Record->Base, Record->Size);
     }
+}
+
+BOOLEAN ConIsConstant(ULONG64 Address)
+{
+    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
+    const PE_SECTION *Section = PeSections(Headers);
+    for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
+        if (Address - Base - Section->virtualAddress < Section->virtualSize)
+            return !(Section->characteristics & (PE_SECTION_WRITE | PE_SECTION_DISCARDABLE));
+    }
+    return FALSE;
 }
 
 void ConCheckCode(CONSOLE_COMMAND *Command)

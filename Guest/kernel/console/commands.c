@@ -124,11 +124,41 @@ static void ConBusy(CONSOLE_COMMAND *Command)
 
 static void ConGuard(CONSOLE_COMMAND *Command)
 {
-    BOOLEAN On;
-    if (!ConSwitch(Command, &On))
+    static const CHAR *const Modes[] = {
+        [KiGuardOff] = "off", [KiGuardAlways] = "on", [KiGuardResuming] = "resume"};
+    for (ULONG i = 0; i < ARRAY_COUNT(Modes); i++) {
+        if (RtlStringEqual(Command->Words[1], Modes[i])) {
+            KiGuardSwitch(i);
+            ConAnswer(&Command->Tag, "ok guard=%s", Modes[i]);
+            return;
+        }
+    }
+    ConAnswer(&Command->Tag, "error say on, off or resume");
+}
+
+static void ConRemap(CONSOLE_COMMAND *Command)
+{
+    ULONG64 Rounds;
+    if (ConNumber(Command, 1, 0xFFFFFFFF, &Rounds))
+        ConQueue(Command, WorkKernel, WorkRemap, Rounds, 0, 0);
+}
+
+static void ConMove(CONSOLE_COMMAND *Command)
+{
+    ULONG64 Address, New, Old;
+
+    if (!ConFindSymbol(Command->Words[1], &Address) && !ConNumber(Command, 1, ~0ull, &Address))
         return;
-    KiGuardSwitch(On);
-    ConAnswer(&Command->Tag, "ok guard=%s", On ? "on" : "off");
+    Address &= ~(PAGE_SIZE - 1);
+    if (!ConIsConstant(Address)) {
+        ConAnswer(&Command->Tag, "error not a page of code or constants: 0x%llx", Address);
+        return;
+    }
+    Old = MmMoveConstantPage(Address, &New);
+    if (Old)
+        ConAnswer(&Command->Tag, "ok page=0x%llx old=0x%llx new=0x%llx", Address, Old, New);
+    else
+        ConAnswer(&Command->Tag, "error not moved");
 }
 
 static void ConTrim(CONSOLE_COMMAND *Command)
@@ -157,7 +187,7 @@ static void ConCrash(CONSOLE_COMMAND *Command)
         KeRaiseIrqlToDpcLevel();
         *(volatile ULONG *)0x10000 = 0;
     } else if (Command->Count > 1 && RtlStringEqual(Command->Words[1], "pool")) {
-        PVOID Block = ExAllocatePoolWithTag(NonPagedPool, 100, 'tseT');
+        PVOID Block = ExAllocatePoolWithTag(NonPagedPoolNx, 100, 'tseT');
         ExFreePoolWithTag(Block, 'tseT');
         ExFreePoolWithTag(Block, 'tseT');
     } else if (Command->Count > 1) {
@@ -186,7 +216,9 @@ static const COMMAND_ENTRY ConCommands[] = {
     {"busy", 1, 1, ConBusy, "on|off"},
     {"load", 1, 4, ConLoad, "on|off [calls] [pages] [threads]"},
     {"pool", 0, 0, ConPool, ""},
-    {"guard", 1, 1, ConGuard, "on|off"},
+    {"guard", 1, 1, ConGuard, "on|off|resume"},
+    {"remap", 1, 1, ConRemap, "COUNT"},
+    {"move", 1, 1, ConMove, "NAME|ADDRESS"},
     {"trim", 0, 1, ConTrim, "[transition|prototype|shared]"},
     {"crash", 0, 1, ConCrash, "[irql|pool]"},
 };

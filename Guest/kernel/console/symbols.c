@@ -26,13 +26,16 @@ static ULONG64 ConSectionEnd(const CHAR *Name)
     return 0;
 }
 
-void ConSymbols(CONSOLE_COMMAND *Command)
+typedef struct {
+    const CHAR *Name;
+    ULONG64 Value;
+} SYMBOL;
+
+// Calls back with each symbol until one call answers TRUE.
+static BOOLEAN ConEachSymbol(BOOLEAN (*Visit)(const SYMBOL *Symbol, PVOID Context), PVOID Context)
 {
     // KPCR and IDT are the boot processor's.
-    const struct {
-        const CHAR *Name;
-        ULONG64 Value;
-    } Symbols[] = {
+    const SYMBOL Symbols[] = {
         {"ImageBase", MiBootBlock->kernelVirtualBase},
         {"ImageSize", MiBootBlock->kernelImageSize},
         {"ImagePhysicalBase", MiBootBlock->kernelPhysicalBase},
@@ -54,6 +57,11 @@ void ConSymbols(CONSOLE_COMMAND *Command)
         {"KiPageFault", (ULONG64)KiPageFault},
         {"KeBugCheckEx", (ULONG64)KeBugCheckEx},
         {"KeDelayExecutionThread", (ULONG64)KeDelayExecutionThread},
+        {"MmMapPage", (ULONG64)MmMapPage},
+        {"MmUnmapPage", (ULONG64)MmUnmapPage},
+        {"MiWritePte", (ULONG64)MiWritePte},
+        {"MiExchangePte", (ULONG64)MiExchangePte},
+        {"MiChangePte", (ULONG64)MiChangePte},
         {"NtBuildNumber", (ULONG64)&NtBuildNumber},
         {"KPCR", (ULONG64)&KiProcessors[0]->Pcr},
         {"IDT", (ULONG64)KiProcessors[0]->Idt},
@@ -65,7 +73,39 @@ void ConSymbols(CONSOLE_COMMAND *Command)
         {"ProgramBase", PspUserLayout.ProgramBase},
     };
 
-    for (ULONG i = 0; i < ARRAY_COUNT(Symbols); i++)
-        ConPrint("  %s 0x%llx", Symbols[i].Name, Symbols[i].Value);
+    for (ULONG i = 0; i < ARRAY_COUNT(Symbols); i++) {
+        if (Visit(&Symbols[i], Context))
+            return TRUE;
+    }
+    return FALSE;
+}
+
+static BOOLEAN ConPrintSymbol(const SYMBOL *Symbol, PVOID Context)
+{
+    (void)Context;
+    ConPrint("  %s 0x%llx", Symbol->Name, Symbol->Value);
+    return FALSE;
+}
+
+void ConSymbols(CONSOLE_COMMAND *Command)
+{
+    ConEachSymbol(ConPrintSymbol, NULL);
     ConAnswer(&Command->Tag, "ok");
+}
+
+static BOOLEAN ConMatchSymbol(const SYMBOL *Symbol, PVOID Context)
+{
+    SYMBOL *Sought = Context;
+    if (!RtlStringEqual(Symbol->Name, Sought->Name))
+        return FALSE;
+    Sought->Value = Symbol->Value;
+    return TRUE;
+}
+
+BOOLEAN ConFindSymbol(const CHAR *Name, ULONG64 *Address)
+{
+    SYMBOL Sought = {.Name = Name};
+    BOOLEAN Found = ConEachSymbol(ConMatchSymbol, &Sought);
+    *Address = Sought.Value;
+    return Found;
 }

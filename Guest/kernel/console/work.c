@@ -63,9 +63,12 @@ static void ConFinishWork(WORK_ITEM *Item, ULONG64 Result)
 {
     CONSOLE_TAG Tag = Item->Tag;
     WORK_KIND Kind = Item->Kind;
+    ULONG64 Rounds = Item->Arguments[0];
     __atomic_store_n(&Item->InUse, 0, __ATOMIC_SEQ_CST);
     if (Kind == WorkLoop)
         ConAnswer(&Tag, "ok calls=%llu", Result);
+    else if (Kind == WorkRemap)
+        ConAnswer(&Tag, "ok rounds=%llu time=%llu", Rounds, Result);
     else if (Result >> 32)
         ConAnswer(&Tag, "error registers mask=0x%x", (ULONG)(Result >> 32));
     else
@@ -86,9 +89,14 @@ void ConAbandonWork(PETHREAD Thread)
 
 static void ConKernelWorker(PVOID Context)
 {
+    ULONG64 Page = MmReserveSystemPages(PAGE_SIZE);
     (void)Context;
     for (;;) {
         WORK_ITEM *Item = ConTakeWork(WorkKernel);
+        if (Item->Kind == WorkRemap) {
+            ConFinishWork(Item, ConRemapPage(Page, Item->Arguments[0]));
+            continue;
+        }
         PVOID Function = Item->Kind == WorkPowerDirect ? (PVOID)NtSetSystemPowerState
                                                        : (PVOID)ZwSetSystemPowerState;
         ConFinishWork(Item, CheckedCall(Function, WITH_UNDEFINED_UPPER_HALF(Item->Arguments[0]),

@@ -31,16 +31,19 @@ extern const CHAR *const ConVariant;
 
 // symbols.c, threads.c
 void ConSymbols(CONSOLE_COMMAND *Command);
+BOOLEAN ConFindSymbol(const CHAR *Name, ULONG64 *Address);
 void ConThreads(CONSOLE_COMMAND *Command);
 
 // codecheck.c
 void ConRecordCode(void);
 void ConCheckCode(CONSOLE_COMMAND *Command);
+BOOLEAN ConIsConstant(ULONG64 Address); // in a section that stays and nobody writes
 
 // load.c
 typedef enum { LoadCalls, LoadPages, LoadThreads, LoadKinds } LOAD_KIND;
 void ConInitializeLoad(void);
 void ConLoad(CONSOLE_COMMAND *Command);
+ULONG64 ConRemapPage(ULONG64 Address, ULONG64 Rounds); // the time it took, in 100 ns
 extern volatile ULONG64 ConLoadPages, ConLoadThreads;
 
 // status.c
@@ -50,7 +53,7 @@ void ConProcessors(CONSOLE_COMMAND *Command);
 
 // work.c: commands that another thread carries out.
 typedef enum { WorkKernel, WorkPrivileged, WorkUnprivileged, WorkBusy, WorkRoles } WORK_ROLE;
-typedef enum { WorkPower, WorkPowerDirect, WorkLoop } WORK_KIND;
+typedef enum { WorkPower, WorkPowerDirect, WorkLoop, WorkRemap } WORK_KIND;
 void ConInitializeWork(void);
 BOOLEAN ConQueueWork(WORK_ROLE Role, WORK_KIND Kind, const CONSOLE_TAG *Tag,
                      ULONG64 A, ULONG64 B, ULONG64 C);

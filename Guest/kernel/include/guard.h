@@ -6,8 +6,9 @@
 #include "ntdef.h"
 
 void KiGuardStart(void);             // takes the values to compare with
-void KiGuardSwitch(BOOLEAN On);
-void KiGuardCheck(void);             // once, if it is on
+typedef enum { KiGuardOff, KiGuardAlways, KiGuardResuming } KI_GUARD_MODE;
+void KiGuardSwitch(KI_GUARD_MODE Mode);
+void KiGuardCheckResumed(void);      // once, unless it is off
 extern volatile ULONG64 KiGuardChecks; // made so far
 
 #endif

@@ -19,6 +19,7 @@
 #define PTE_FRAME 0x000FFFFFFFFFF000ull
 
 #define MM_KERNEL_RW (PTE_PRESENT | PTE_WRITE | PTE_NX)
+#define MM_KERNEL_RWX (PTE_PRESENT | PTE_WRITE)
 #define MM_USER_RW (PTE_PRESENT | PTE_WRITE | PTE_USER | PTE_NX)
 #define MM_USER_R (PTE_PRESENT | PTE_USER | PTE_NX)
 #define MM_USER_RX (PTE_PRESENT | PTE_USER)
@@ -26,7 +27,7 @@
 // The kernel's half, below what the loader placed.
 #define MM_SYSTEM_PTES_BASE 0xFFFFA00000000000ull   // stacks, with guard pages
 #define MM_NONPAGED_POOL_BASE 0xFFFFB80000000000ull
-#define MM_NONPAGED_POOL_SIZE 0x4000000ull
+#define MM_NONPAGED_POOL_SIZE 0x4000000ull          // of each of its two regions
 #define MM_LOCAL_APIC_VA 0xFFFFFFFFFFFE0000ull      // where Windows has it, too
 
 extern ULONG64 MmUserProbeAddress;      // first address that no user may pass
@@ -42,6 +43,11 @@ void MiInitializeFrames(const BOOT_BLOCK *Block);
 ULONG64 MmAllocateFrame(void); // zeroed; 0 when there is none
 void MmFreeFrame(ULONG64 Frame);
 ULONG64 MmFramesEnd(void); // no frame from there on was ever given out
+
+// pte.c
+void MiWritePte(volatile ULONG64 *Pte, ULONG64 Entry);
+ULONG64 MiExchangePte(volatile ULONG64 *Pte, ULONG64 Entry); // the entry before
+ULONG64 MiChangePte(volatile ULONG64 *Pte, ULONG64 Mask, ULONG64 Entry); // the entry before
 
 // map.c
 void MmMapPage(ULONG64 Root, ULONG64 Address, ULONG64 Entry);
@@ -74,6 +80,7 @@ typedef enum {
 void MiInitializePaging(void);
 ULONG MmTrimPageableCode(MM_TRIM_KIND Kind); // how many pages
 BOOLEAN MmAccessFault(ULONG64 Address);
+ULONG64 MmMoveConstantPage(ULONG64 Address, ULONG64 *New); // the frame before; 0: not moved
 extern volatile ULONG64 MmPagesIn; // brought in so far
 
 // image.c: memory to disk.
@@ -89,7 +96,11 @@ void MmFinishPoolMove(void);
 
 // pool.c
 typedef enum { NonPagedPool, PagedPool, NonPagedPoolNx = 512 } POOL_TYPE;
+typedef enum { MmPoolNx, MmPoolExecutable, MmPoolRegions } MM_POOL_REGION;
 void MiInitializePool(void);
+ULONG64 MiPoolRegionBase(MM_POOL_REGION Region);
+ULONG64 MiPoolRegionRights(MM_POOL_REGION Region);
+ULONG64 MiPoolRegionMapped(MM_POOL_REGION Region); // bytes from the base on
 #define MM_POOL_TAGS 32
 typedef struct {
     ULONG Tag;

@@ -32,7 +32,7 @@ static ULONG64 KiPageHashes[IMAGE_PAGES]; // 0: not looked at
 static ULONG64 KiDescriptorHash;
 static KI_PROCESSOR_RECORD KiRecords[KI_MAXIMUM_PROCESSORS];
 static KI_REGISTERS KiFound[KI_MAXIMUM_PROCESSORS];
-static volatile BOOLEAN KiGuardOn;
+static volatile KI_GUARD_MODE KiGuardMode;
 static KEVENT KiGuardEvent;
 volatile ULONG64 KiGuardChecks;
 
@@ -100,12 +100,10 @@ static void KiCorrupted(ULONG64 Kind, const volatile void *Where, ULONG64 Found)
 }
 
 // Below DISPATCH_LEVEL: a page may go while it is being read.
-void KiGuardCheck(void)
+static void KiCheckIntegrity(void)
 {
     ULONG64 Base = MiBootBlock->kernelVirtualBase;
 
-    if (!KiGuardOn)
-        return;
     for (ULONG i = 0; i < IMAGE_PAGES; i++) {
         ULONG64 Page = Base + ((ULONG64)i << PAGE_SHIFT);
         if (!KiPageHashes[i] || !KiIsPageThere(Page))
@@ -128,7 +126,13 @@ void KiGuardCheck(void)
         if (memcmp(&KiFound[i], &Record->Registers, sizeof Record->Registers))
             KiCorrupted(DAMAGED_REGISTERS, &KiFound[i], i);
     }
-    KiGuardChecks++;
+    __atomic_fetch_add(&KiGuardChecks, 1, __ATOMIC_SEQ_CST);
+}
+
+void KiGuardCheckResumed(void)
+{
+    if (KiGuardMode != KiGuardOff)
+        KiCheckIntegrity();
 }
 
 static void KiGuardThread(PVOID Context)
@@ -137,7 +141,8 @@ static void KiGuardThread(PVOID Context)
     (void)Context;
     for (;;) {
         KeWaitForSingleObject(&KiGuardEvent, 0, KernelMode, FALSE, NULL);
-        KiGuardCheck();
+        if (KiGuardMode == KiGuardAlways)
+            KiCheckIntegrity();
         KeDelayExecutionThread(KernelMode, FALSE, &Interval);
     }
 }
@@ -149,10 +154,10 @@ void KiGuardStart(void)
     PspCreateThread(PsInitialSystemProcess, "guard", KiGuardThread, NULL);
 }
 
-void KiGuardSwitch(BOOLEAN On)
+void KiGuardSwitch(KI_GUARD_MODE Mode)
 {
-    KiGuardOn = On;
-    if (On)
+    KiGuardMode = Mode;
+    if (Mode == KiGuardAlways)
         KeSetEvent(&KiGuardEvent, 0, FALSE);
     else
         KeResetEvent(&KiGuardEvent);

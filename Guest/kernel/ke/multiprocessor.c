@@ -82,7 +82,7 @@ INIT_CODE void KiStartOtherProcessors(void)
         if (!Processor)
             return;
         Processor->IdleStack = MmCreateKernelStack();
-        Processor->IdleThread = ExAllocatePoolWithTag(NonPagedPool, sizeof(ETHREAD), 'erhT');
+        Processor->IdleThread = ExAllocatePoolWithTag(NonPagedPoolNx, sizeof(ETHREAD), 'erhT');
         if (!Processor->IdleStack || !Processor->IdleThread)
             return;
         Processor->Pcr.Prcb.Number = (ULONG)KeNumberProcessors;

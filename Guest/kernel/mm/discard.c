@@ -21,7 +21,7 @@ void MiFreeInitializationCode(void)
             ULONG64 Address = Base + Section->virtualAddress + At;
             ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
             if (Pte)
-                *Pte = 0;
+                MiWritePte(Pte, 0);
         }
     }
     KeFlushEntireTb();

@@ -43,7 +43,7 @@ void MmCloseImageWindow(void)
 {
     if (!MiWindowPte)
         return;
-    *MiWindowPte = 0;
+    MiWritePte(MiWindowPte, 0);
     KeInvalidatePage(MiWindow);
 }
 
@@ -54,7 +54,7 @@ static void MiCopyFrame(PVOID To, ULONG64 Frame)
         RtlCopyMemory(To, MmPhysicalToVirtual(Frame), PAGE_SIZE);
         return;
     }
-    *MiWindowPte = Frame | PTE_PRESENT | PTE_NX;
+    MiWritePte(MiWindowPte, Frame | PTE_PRESENT | PTE_NX);
     KeInvalidatePage(MiWindow);
     RtlCopyMemory(To, (PVOID)MiWindow, PAGE_SIZE);
     MmCloseImageWindow();

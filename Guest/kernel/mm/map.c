@@ -21,8 +21,7 @@ static ULONG64 *MiDescend(ULONG64 Root, ULONG64 Address, BOOLEAN Create)
             if (!Create || !(Frame = MmAllocateFrame()))
                 return NULL;
             // Rights are the last level's; above, user only in the user half.
-            *Entry = Frame | PTE_PRESENT | PTE_WRITE |
-                     (Address >> 47 ? 0 : PTE_USER);
+            MiWritePte(Entry, Frame | PTE_PRESENT | PTE_WRITE | (Address >> 47 ? 0 : PTE_USER));
         } else if (*Entry & PTE_LARGE) {
             return NULL;
         }
@@ -49,17 +48,15 @@ void MmMapPage(ULONG64 Root, ULONG64 Address, ULONG64 Entry)
     ULONG64 *Pte = MmFindPte(Root, Address, TRUE);
     if (!Pte)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 1, Address, Entry, 0);
-    *Pte = Entry;
+    MiWritePte(Pte, Entry);
     KeInvalidatePage(Address);
 }
 
 void MmUnmapPage(ULONG64 Root, ULONG64 Address)
 {
     ULONG64 *Pte = MmFindPte(Root, Address, FALSE);
-    if (!Pte)
-        return;
-    *Pte = 0;
-    KeFlushSingleTb(Address);
+    if (Pte && (MiExchangePte(Pte, 0) & PTE_PRESENT))
+        KeFlushSingleTb(Address);
 }
 
 ULONG64 MmGetPhysicalAddress(ULONG64 Root, ULONG64 Address)

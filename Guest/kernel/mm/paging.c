@@ -44,7 +44,7 @@ void MiInitializePaging(void)
                 (PAGEABLE_PAGE){Address, MmGetPhysicalAddress(MiSystemRoot(), Address)};
         }
     }
-    MiPrototypes = ExAllocatePoolWithTag(NonPagedPool, MiPageCount * sizeof *MiPrototypes, 'tSmM');
+    MiPrototypes = ExAllocatePoolWithTag(NonPagedPoolNx, MiPageCount * sizeof *MiPrototypes, 'tSmM');
     if (!MiPrototypes)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 13, 0, 0, 0);
 }
@@ -62,20 +62,21 @@ ULONG MmTrimPageableCode(MM_TRIM_KIND Kind)
             Entry = (ULONG64)&MiPrototypes[i] << 16 | PTE_PROTOTYPE | MM_EXECUTE_READ;
         }
         volatile ULONG64 *Pte = MmFindPte(MiSystemRoot(), MiPages[i].Address, FALSE);
-        *Pte = Entry;
+        MiWritePte(Pte, Entry);
     }
     KeFlushEntireTb();
     KeReleaseSpinLock(&MiPagingLock, Irql);
     return MiPageCount;
 }
 
-static BOOLEAN MiIsPageable(ULONG64 Address)
+// NULL where a page is never taken away.
+static PAGEABLE_PAGE *MiPageablePage(ULONG64 Address)
 {
     for (ULONG i = 0; i < MiPageCount; i++) {
         if (MiPages[i].Address == (Address & ~(PAGE_SIZE - 1)))
-            return TRUE;
+            return &MiPages[i];
     }
-    return FALSE;
+    return NULL;
 }
 
 // The page-fault handler's: TRUE if the access may be tried again. Interrupts
@@ -84,7 +85,7 @@ BOOLEAN MmAccessFault(ULONG64 Address)
 {
     BOOLEAN Resolved = TRUE;
 
-    if (!MiIsPageable(Address))
+    if (!MiPageablePage(Address))
         return FALSE;
     KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPagingLock);
     volatile ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
@@ -93,7 +94,7 @@ BOOLEAN MmAccessFault(ULONG64 Address)
         if (Entry & PTE_PROTOTYPE)
             Entry = *(volatile ULONG64 *)((LONGLONG)Entry >> 16);
         if (Entry & (PTE_PRESENT | PTE_TRANSITION)) {
-            *Pte = (Entry & PTE_FRAME) | PTE_PRESENT;
+            MiWritePte(Pte, (Entry & PTE_FRAME) | PTE_PRESENT);
             MmPagesIn++;
         } else {
             Resolved = FALSE;
@@ -101,4 +102,33 @@ BOOLEAN MmAccessFault(ULONG64 Address)
     }
     KeReleaseSpinLock(&MiPagingLock, Irql);
     return Resolved;
+}
+
+// Below DISPATCH_LEVEL: a page of the kernel's image that nobody writes gets
+// another frame, in `New`, with the same contents. The frame that it was in, or 0
+// where it cannot be moved, which a try later may do.
+ULONG64 MmMoveConstantPage(ULONG64 Address, ULONG64 *New)
+{
+    ULONG64 Old = 0;
+
+    if (!(*New = MmAllocateFrame()))
+        return 0;
+    (void)*(volatile UCHAR *)Address; // brings in what is pageable
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPagingLock);
+    volatile ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
+    if (Pte && (*Pte & (PTE_PRESENT | PTE_WRITE)) == PTE_PRESENT) {
+        RtlCopyMemory(MmPhysicalToVirtual(*New), (PVOID)(Address & ~(PAGE_SIZE - 1)), PAGE_SIZE);
+        Old = MiChangePte(Pte, PTE_FRAME, *New) & PTE_FRAME;
+        PAGEABLE_PAGE *Pageable = MiPageablePage(Address);
+        if (Pageable)
+            Pageable->Frame = *New;
+        KeFlushSingleTb(Address);
+    }
+    KeReleaseSpinLock(&MiPagingLock, Irql);
+    // The frames that the loader placed the image in are nobody's afterwards.
+    if (!Old)
+        MmFreeFrame(*New);
+    else if (Old - MiBootBlock->kernelPhysicalBase >= 0x200000)
+        MmFreeFrame(Old);
+    return Old;
 }

@@ -1,6 +1,7 @@
-// The non-paged pool: sizes are rounded to a power of two, freed blocks wait
-// on a list of their size. Before each lies a header of 16 bytes, as Windows'
-// POOL_HEADER is, though not of its layout.
+// The non-paged pool: one region for data, one whose memory is executable, too,
+// as that of Windows' NonPagedPool is. Sizes are rounded to a power of two,
+// freed blocks wait on a list of their size and region. Before each lies a header
+// of 16 bytes, as Windows' POOL_HEADER is, though not of its layout.
 
 #include "../include/mm.h"
 #include "../include/rtl.h"
@@ -18,35 +19,67 @@ C_ASSERT(sizeof(POOL_BLOCK) == 16);
 #define SMALLEST_CLASS 5 // 32 bytes
 #define LARGEST_CLASS 20 // 1 MiB
 
-static POOL_BLOCK *MiFreeBlocks[LARGEST_CLASS + 1];
-static ULONG64 MiPoolNext = MM_NONPAGED_POOL_BASE;
-static ULONG64 MiPoolMapped = MM_NONPAGED_POOL_BASE;
+typedef struct {
+    ULONG64 Base, Next, Mapped, Rights; // from Base to Next given out, to Mapped backed
+    POOL_BLOCK *FreeBlocks[LARGEST_CLASS + 1];
+} POOL_REGION;
+
+#define REGION(base, rights) {.Base = (base), .Next = (base), .Mapped = (base), .Rights = (rights)}
+static POOL_REGION MiRegions[MmPoolRegions] = {
+    [MmPoolNx] = REGION(MM_NONPAGED_POOL_BASE, MM_KERNEL_RW),
+    [MmPoolExecutable] = REGION(MM_NONPAGED_POOL_BASE + MM_NONPAGED_POOL_SIZE, MM_KERNEL_RWX),
+};
 static KSPIN_LOCK MiPoolLock;
 static MM_POOL_STATISTICS MiStatistics;
 
 INIT_CODE void MiInitializePool(void)
 {
-    // All page tables of the region at once, so that none is made later with
+    // All page tables of the regions at once, so that none is made later with
     // the lock held.
-    for (ULONG64 At = 0; At < MM_NONPAGED_POOL_SIZE; At += 512 * PAGE_SIZE)
+    for (ULONG64 At = 0; At < MmPoolRegions * MM_NONPAGED_POOL_SIZE; At += 512 * PAGE_SIZE)
         MmFindPte(MiSystemRoot(), MM_NONPAGED_POOL_BASE + At, TRUE);
 }
 
-static POOL_BLOCK *MiExtendPool(ULONG Class)
+ULONG64 MiPoolRegionBase(MM_POOL_REGION Region)
+{
+    return MiRegions[Region].Base;
+}
+
+ULONG64 MiPoolRegionRights(MM_POOL_REGION Region)
+{
+    return MiRegions[Region].Rights;
+}
+
+ULONG64 MiPoolRegionMapped(MM_POOL_REGION Region)
+{
+    KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPoolLock);
+    ULONG64 Mapped = MiRegions[Region].Mapped - MiRegions[Region].Base;
+    KeReleaseSpinLock(&MiPoolLock, Irql);
+    return Mapped;
+}
+
+static POOL_BLOCK *MiExtendPool(POOL_REGION *Region, ULONG Class)
 {
     SIZE_T Size = 1ull << Class;
-    if (MiPoolNext + Size > MM_NONPAGED_POOL_BASE + MM_NONPAGED_POOL_SIZE)
+    if (Region->Next + Size > Region->Base + MM_NONPAGED_POOL_SIZE)
         return NULL;
-    POOL_BLOCK *Block = (POOL_BLOCK *)MiPoolNext;
-    while (MiPoolMapped < MiPoolNext + Size) {
+    POOL_BLOCK *Block = (POOL_BLOCK *)Region->Next;
+    while (Region->Mapped < Region->Next + Size) {
         ULONG64 Frame = MmAllocateFrame();
         if (!Frame)
             return NULL;
-        MmMapPage(MiSystemRoot(), MiPoolMapped, Frame | MM_KERNEL_RW);
-        MiPoolMapped += PAGE_SIZE;
+        MmMapPage(MiSystemRoot(), Region->Mapped, Frame | Region->Rights);
+        Region->Mapped += PAGE_SIZE;
     }
-    MiPoolNext += Size;
+    Region->Next += Size;
     return Block;
+}
+
+// Where a block lies says which list it goes back to.
+static POOL_REGION *MiRegionOf(const POOL_BLOCK *Block)
+{
+    BOOLEAN IsData = (ULONG64)Block - MM_NONPAGED_POOL_BASE < MM_NONPAGED_POOL_SIZE;
+    return &MiRegions[IsData ? MmPoolNx : MmPoolExecutable];
 }
 
 // A row of the statistics. Tags beyond the table's end share the last row.
@@ -72,11 +105,12 @@ static void MiCount(const POOL_BLOCK *Block, LONGLONG Sign)
         MiStatistics.Allocations++;
 }
 
-// At DISPATCH_LEVEL or below. Every type is non-paged here.
+// At DISPATCH_LEVEL or below. Every type is non-paged here, and executable is
+// NonPagedPool alone.
 PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag)
 {
+    POOL_REGION *Region = &MiRegions[Type == NonPagedPool ? MmPoolExecutable : MmPoolNx];
     USHORT Class = SMALLEST_CLASS;
-    (void)Type;
 
     while (Class <= LARGEST_CLASS && (1ull << Class) < Size + sizeof(POOL_BLOCK))
         Class++;
@@ -84,11 +118,11 @@ PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag)
         return NULL;
 
     KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPoolLock);
-    POOL_BLOCK *Block = MiFreeBlocks[Class];
+    POOL_BLOCK *Block = Region->FreeBlocks[Class];
     if (Block)
-        MiFreeBlocks[Class] = Block->Next;
+        Region->FreeBlocks[Class] = Block->Next;
     else
-        Block = MiExtendPool(Class);
+        Block = MiExtendPool(Region, Class);
     if (Block) {
         Block->Class = Class;
         Block->State = BLOCK_IN_USE;
@@ -116,8 +150,9 @@ void ExFreePoolWithTag(PVOID Pointer, ULONG Tag)
         KeBugCheckEx(BAD_POOL_CALLER, 0xA, (ULONG_PTR)Pointer, Block->Tag, Tag);
     MiCount(Block, -1);
     Block->State = BLOCK_FREE;
-    Block->Next = MiFreeBlocks[Block->Class];
-    MiFreeBlocks[Block->Class] = Block;
+    POOL_REGION *Region = MiRegionOf(Block);
+    Block->Next = Region->FreeBlocks[Block->Class];
+    Region->FreeBlocks[Block->Class] = Block;
     KeReleaseSpinLock(&MiPoolLock, Irql);
 }
 
@@ -125,6 +160,8 @@ void MmQueryPool(MM_POOL_STATISTICS *Statistics)
 {
     KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPoolLock);
     *Statistics = MiStatistics;
-    Statistics->Mapped = MiPoolMapped - MM_NONPAGED_POOL_BASE;
     KeReleaseSpinLock(&MiPoolLock, Irql);
+    Statistics->Mapped = 0;
+    for (ULONG i = 0; i < MmPoolRegions; i++)
+        Statistics->Mapped += MiPoolRegionMapped(i);
 }

@@ -5,33 +5,41 @@
 #include "../include/mp.h"
 #include "../include/rtl.h"
 
-static ULONG64 *MiMovedFrames; // first the new ones, after the move the old
-static ULONG64 MiMovedCount;
+// The frames of a region: first the new ones, after the move the old.
+static struct {
+    ULONG64 *Frames, Count;
+} MiMoved[MmPoolRegions];
 static BOOLEAN MiPoolGone;
 
-static volatile ULONG64 *MiPoolPte(ULONG64 Page)
+static ULONG64 MiPoolPage(ULONG Region, ULONG64 Page)
 {
-    return MmFindPte(MiSystemRoot(), MM_NONPAGED_POOL_BASE + Page * PAGE_SIZE, FALSE);
+    return MiPoolRegionBase(Region) + Page * PAGE_SIZE;
+}
+
+static volatile ULONG64 *MiPoolPte(ULONG Region, ULONG64 Page)
+{
+    return MmFindPte(MiSystemRoot(), MiPoolPage(Region, Page), FALSE);
 }
 
 // At PASSIVE_LEVEL: the frames to move to. Pages that the pool gains from now on
 // stay where they are.
 NTSTATUS MmPreparePoolMove(void)
 {
-    MM_POOL_STATISTICS *Statistics;
-
-    if (!MiMovedFrames)
-        MiMovedFrames = MmAllocateSystemPages(MM_NONPAGED_POOL_SIZE / PAGE_SIZE * sizeof(ULONG64));
-    Statistics = ExAllocatePoolWithTag(NonPagedPool, sizeof *Statistics, 'tatS');
-    if (!MiMovedFrames || !Statistics)
-        return STATUS_NO_MEMORY;
-    MmQueryPool(Statistics);
-    MiMovedCount = Statistics->Mapped / PAGE_SIZE;
-    ExFreePoolWithTag(Statistics, 'tatS');
-    for (ULONG64 i = 0; i < MiMovedCount; i++) {
-        if (!(MiMovedFrames[i] = MmAllocateFrame())) {
-            MiMovedCount = i;
-            break;
+    for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
+        if (!MiMoved[Region].Frames)
+            MiMoved[Region].Frames =
+                MmAllocateSystemPages(MM_NONPAGED_POOL_SIZE / PAGE_SIZE * sizeof(ULONG64));
+        if (!MiMoved[Region].Frames)
+            return STATUS_NO_MEMORY;
+    }
+    for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
+        ULONG64 Pages = MiPoolRegionMapped(Region) / PAGE_SIZE;
+        MiMoved[Region].Count = 0;
+        while (MiMoved[Region].Count < Pages) {
+            ULONG64 Frame = MmAllocateFrame();
+            if (!Frame)
+                break;
+            MiMoved[Region].Frames[MiMoved[Region].Count++] = Frame;
         }
     }
     return STATUS_SUCCESS;
@@ -41,14 +49,16 @@ NTSTATUS MmPreparePoolMove(void)
 // at the pool, the current thread's object included.
 void MmTakePoolAway(void)
 {
-    for (ULONG64 i = 0; i < MiMovedCount; i++) {
-        volatile ULONG64 *Pte = MiPoolPte(i);
-        ULONG64 Old = *Pte & PTE_FRAME;
-        RtlCopyMemory(MmPhysicalToVirtual(MiMovedFrames[i]), MmPhysicalToVirtual(Old), PAGE_SIZE);
-        // The frame that it will be in waits in the entry, which is not valid.
-        *Pte = MiMovedFrames[i];
-        MiMovedFrames[i] = Old;
-        KeInvalidatePage(MM_NONPAGED_POOL_BASE + i * PAGE_SIZE);
+    for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
+        for (ULONG64 i = 0; i < MiMoved[Region].Count; i++) {
+            volatile ULONG64 *Pte = MiPoolPte(Region, i);
+            ULONG64 Old = *Pte & PTE_FRAME, New = MiMoved[Region].Frames[i];
+            RtlCopyMemory(MmPhysicalToVirtual(New), MmPhysicalToVirtual(Old), PAGE_SIZE);
+            // The frame that it will be in waits in the entry, which is not valid.
+            MiWritePte(Pte, New);
+            MiMoved[Region].Frames[i] = Old;
+            KeInvalidatePage(MiPoolPage(Region, i));
+        }
     }
     MiPoolGone = TRUE;
 }
@@ -57,9 +67,11 @@ void MmReturnPool(void)
 {
     if (!MiPoolGone)
         return; // it did not go: the memory is that of before, read from the disk
-    for (ULONG64 i = 0; i < MiMovedCount; i++) {
-        volatile ULONG64 *Pte = MiPoolPte(i);
-        *Pte = (*Pte & PTE_FRAME) | MM_KERNEL_RW;
+    for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
+        for (ULONG64 i = 0; i < MiMoved[Region].Count; i++) {
+            volatile ULONG64 *Pte = MiPoolPte(Region, i);
+            MiWritePte(Pte, (*Pte & PTE_FRAME) | MiPoolRegionRights(Region));
+        }
     }
     MiPoolGone = FALSE;
 }
@@ -68,9 +80,11 @@ void MmReturnPool(void)
 // filled with what no pointer can be and given back.
 void MmFinishPoolMove(void)
 {
-    for (ULONG64 i = 0; i < MiMovedCount; i++) {
-        memset(MmPhysicalToVirtual(MiMovedFrames[i]), 0xDD, PAGE_SIZE);
-        MmFreeFrame(MiMovedFrames[i]);
+    for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
+        for (ULONG64 i = 0; i < MiMoved[Region].Count; i++) {
+            memset(MmPhysicalToVirtual(MiMoved[Region].Frames[i]), 0xDD, PAGE_SIZE);
+            MmFreeFrame(MiMoved[Region].Frames[i]);
+        }
+        MiMoved[Region].Count = 0;
     }
-    MiMovedCount = 0;
 }

@@ -40,7 +40,7 @@ ULONG64 MmCreateAddressSpace(void)
         return 0;
     ULONG64 *Table = MmPhysicalToVirtual(Root);
     RtlCopyMemory(Table + 256, (ULONG64 *)MmPhysicalToVirtual(MiRoot) + 256, PAGE_SIZE / 2);
-    Table[MiBootBlock->selfMapIndex] = Root | MM_KERNEL_RW;
+    MiWritePte(&Table[MiBootBlock->selfMapIndex], Root | MM_KERNEL_RW);
     MmMapPage(Root, MM_SHARED_USER_DATA_VA, MiSharedDataFrame | MM_USER_R);
     return Root;
 }

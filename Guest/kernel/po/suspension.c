@@ -92,7 +92,7 @@ PAGELK_CODE NTSTATUS PopSuspend(POP_KIND Kind, POWER_ACTION Action, SYSTEM_POWER
         // Memory is ahead of the image now.
         if (PopKinds[Kind].Image)
             MmDiscardImage();
-        KiGuardCheck();
+        KiGuardCheckResumed();
         if (NT_SUCCESS(Status))
             ConPrint("! awake");
     }

@@ -31,7 +31,7 @@ static WCHAR PspKernelPath[] = L"\\SystemRoot\\system32\\ntoskrnl.exe";
 INIT_CODE void PsInitializeLoadedModuleList(void)
 {
     KLDR_DATA_TABLE_ENTRY *Kernel =
-        ExAllocatePoolWithTag(NonPagedPool, sizeof *Kernel, 'dLmM');
+        ExAllocatePoolWithTag(NonPagedPoolNx, sizeof *Kernel, 'dLmM');
     ULONG64 Base = MiBootBlock->kernelVirtualBase;
 
     if (!Kernel)

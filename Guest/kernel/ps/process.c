@@ -22,7 +22,7 @@ INIT_CODE void PspInitializeProcesses(void)
 
 PEPROCESS PspCreateProcess(const CHAR *Name, PTOKEN Token, ULONG64 Root)
 {
-    PEPROCESS Process = ExAllocatePoolWithTag(NonPagedPool, sizeof *Process, 'corP');
+    PEPROCESS Process = ExAllocatePoolWithTag(NonPagedPoolNx, sizeof *Process, 'corP');
     if (!Process || !Root)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 4, 0, 0, 0);
     Process->Pcb.Header.Type = 3;

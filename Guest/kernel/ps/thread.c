@@ -82,7 +82,7 @@ static PETHREAD PspNewThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTIN
                              PVOID Context)
 {
     PspReapThreads();
-    PETHREAD Thread = ExAllocatePoolWithTag(NonPagedPool, sizeof *Thread, THREAD_TAG);
+    PETHREAD Thread = ExAllocatePoolWithTag(NonPagedPoolNx, sizeof *Thread, THREAD_TAG);
     PUCHAR Stack = Thread ? MmCreateKernelStack() : NULL;
     if (!Stack) {
         ExFreePoolWithTag(Thread, THREAD_TAG);
