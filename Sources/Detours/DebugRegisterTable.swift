@@ -21,16 +21,11 @@ public final class DebugRegisterTable {
         /// Who writes a page-table entry.
         case entryWatch(GuestVirtualAddress)
 
-        /// Who comes first where there are too few: a register that is in use for something of a higher rank is given
-        /// up.
-        var rank: Int {
+        /// A register that is in use for this is given up where there is none left for what is not.
+        var isExpendable: Bool {
             switch self {
-            case .entry: 0
-            case .returnWatch: 1
-            case .injection: 2
-            case .agentReport: 3
-            case .bugCheck: 4
-            case .entryWatch: 5
+            case .bugCheck, .entryWatch: true
+            case .entry, .returnWatch, .injection, .agentReport: false
             }
         }
     }
@@ -54,16 +49,14 @@ public final class DebugRegisterTable {
     /// Whether a purpose has a register.
     public func holds(_ purpose: Purpose) -> Bool { registers.contains { $0?.purpose == purpose } }
 
-    /// Takes a register and sets the site: a free one, or else the one of the lowest rank, if that is below the new
-    /// one's.
+    /// Takes a register and sets the site: a free one, or else one that is in use for something expendable.
     /// - Returns: false where there is none to be had, or the site is set already.
     public func acquire(_ purpose: Purpose, _ site: BreakpointSite) throws(HypervisorError) -> Bool {
         guard !registers.contains(where: { $0?.site == site }) else { return false }
-        if !registers.contains(nil),
-            let lowest = registers.compactMap({ $0?.purpose }).max(by: { $0.rank < $1.rank }),
-            lowest.rank > purpose.rank
+        if !registers.contains(nil), !purpose.isExpendable,
+            let given = registers.compactMap({ $0?.purpose }).last(where: \.isExpendable)
         {
-            try release(lowest)
+            try release(given)
         }
         guard let free = registers.firstIndex(of: nil) else { return false }
         try effects.insert(site)

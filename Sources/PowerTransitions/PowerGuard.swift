@@ -322,7 +322,8 @@ public final class PowerGuard {
         var hold = Hold(
             id: id, slot: -1, start: start, end: start + length, reason: reason,
             participantEnd: start + (participant?.waitsUntil ?? .zero), stopsBefore: stopsBefore)
-        guard let errand = try errand(of: &hold) else { return false }
+        // However short a hold was asked for, it is made.
+        guard let errand = try errand(of: &hold) ?? (length > .zero ? .wait(length) : nil) else { return false }
         let holder: PatchlessDetour.Holder
         do throws(DetourError) {
             holder = try detour.hold(vcpu, registers, errand: errand)
