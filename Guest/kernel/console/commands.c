@@ -188,6 +188,8 @@ static const COMMAND_ENTRY ConCommands[] = {
     {"pool", 0, 0, ConPool, ""},
     {"guard", 1, 1, ConGuard, "on|off"},
     {"trim", 0, 1, ConTrim, "[transition|prototype|shared]"},
+    {"attack", 1, 2, ConAttack, "code|translation|idt|service|ntdll|region [off]"},
+    {"near", 1, 2, ConNear, "code|translation|idt|service|ntdll|region [off]"},
     {"crash", 0, 1, ConCrash, "[irql|pool]"},
 };
 

@@ -37,6 +37,10 @@ void ConThreads(CONSOLE_COMMAND *Command);
 void ConRecordCode(void);
 void ConCheckCode(CONSOLE_COMMAND *Command);
 
+// attack.c
+void ConAttack(CONSOLE_COMMAND *Command);
+void ConNear(CONSOLE_COMMAND *Command);
+
 // load.c
 typedef enum { LoadCalls, LoadPages, LoadThreads, LoadKinds } LOAD_KIND;
 void ConInitializeLoad(void);
