@@ -50,6 +50,7 @@ let package = Package(
                 "PowerTransitions", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86",
                 "HostProcesses",
             ]),
+        module("Protections", ["WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module("HostProcesses", ["CLinux"]),
         module(
             "QEMUHypervisor",
@@ -79,13 +80,13 @@ let package = Package(
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
+        tests("Protections", ["HypervisorInterface", "WindowsGuest", "GuestMemory"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),
         .testTarget(
             name: "IntegrationTests",
             dependencies: [
                 "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
-                "WindowsGuest",
-                "TestSupport", "vigil",
+                "Protections", "WindowsGuest", "TestSupport", "vigil",
             ],
             swiftSettings: settings),
         tests("GuestMemory"),
