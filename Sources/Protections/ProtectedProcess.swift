@@ -24,8 +24,8 @@ final class ProtectedProcess {
     /// Executable pages that were reported and are still there.
     private var foreign: Set<GuestVirtualAddress> = []
     private var wasTruncated: Bool
-    /// 0: the page tables are to be read next.
-    private var next = 0
+    /// The page that is to be checked next; nil where the page tables are to be read first.
+    private var next: Int?
 
     /// Takes what the process has now for the original.
     /// - Returns: nil where the process has not loaded ntdll yet.
@@ -43,7 +43,7 @@ final class ProtectedProcess {
         order.sort()
     }
 
-    func startOver() { next = 0 }
+    func startOver() { next = nil }
 
     /// What may change in a process is its frames, when it writes to a page of its own, and rights that are taken away.
     private static func reader(_ memory: KernelMemory, _ patches: [OwnPatch]) -> PageReader {
@@ -59,18 +59,19 @@ final class ProtectedProcess {
         patches: [OwnPatch], budget: inout Int, into found: inout [Violation]
     ) throws(MemoryError) -> Bool {
         let reader = Self.reader(modules.memory, patches)
-        if next == 0 {
+        if next == nil {
             guard budget > 0 else { return false }
             try checkLayout(reader, budget: &budget, into: &found)
         }
-        while next < order.count {
+        var index = next ?? 0
+        while index < order.count {
+            next = index
             guard budget > 0 else { return false }
             budget -= PageReader.pageSize
-            let address = order[next]
-            next += 1
-            try check(address, reader, into: &found)
+            try check(order[index], reader, into: &found)
+            index += 1
         }
-        next = 0
+        next = nil
         return true
     }
 

@@ -130,6 +130,19 @@ import WindowsGuest
         #expect(try guest.protections.check().count == 1)
     }
 
+    @Test("Slices that are smaller than the page tables get through a process all the same")
+    func slices() throws {
+        let guest = try armed()
+        guest.process.tables.mapNew(Self.free, .userCode)
+        guest.process.tables.write(UInt8(0xcc), at: guest.synthetic.ntdllAddress("NtClose"))
+        var found: [String] = []
+        for _ in 0..<40 { found += try guest.protections.check(budget: 1).map(\.what) }
+        #expect(
+            found == [
+                "csrss.exe has 4 KiB of new executable memory", "1 byte of csrss.exe's ntdll.dll (.text) changed",
+            ])
+    }
+
     @Test("Page tables that are their own children end")
     func recursive() throws {
         let guest = try armed()
