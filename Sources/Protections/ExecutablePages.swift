@@ -7,10 +7,10 @@ import X86
 /// Tables are guest memory: a table can be its own child, so that a walk would not end. A walk reads a bounded number
 /// of tables, and says when there were more.
 struct ExecutablePages {
-    /// 4 GiB of pages, if the tables are full.
-    static let maximumTables = 2048
-    /// Of 4 KiB each, 1 GiB in all.
-    static let maximumPages = 1 << 18
+    /// 16 GiB of pages, if the tables are full.
+    static let maximumTables = 8192
+    /// Of 4 KiB each, 256 MiB in all: copies of them are kept.
+    static let maximumPages = 1 << 16
 
     /// In order of their addresses.
     private(set) var pages: [GuestVirtualAddress] = []

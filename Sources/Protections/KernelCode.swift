@@ -4,8 +4,8 @@ import X86
 
 /// Code and constants of all images that the kernel has loaded.
 final class KernelCode {
-    /// Over all images: 512 MiB of code.
-    static let maximumPages = 1 << 17
+    /// Over all images: 256 MiB of code, of which copies are kept.
+    static let maximumPages = 1 << 16
 
     private struct Page {
         var watched: WatchedPage
@@ -15,13 +15,16 @@ final class KernelCode {
 
     private let kernel: WindowsKernel
     private var images: [KernelModules.Module] = []
+    /// Images that the last round saw for the first time. What the loader still writes to them is no violation, so
+    /// they are taken in when the next round finds them, too.
+    private var loading: Set<KernelModules.Module> = []
     private var pages: [Page] = []
     private var indices: [GuestVirtualAddress: Int] = [:]
     private var next = 0
 
     init(_ kernel: WindowsKernel, patches: [OwnPatch]) throws(MemoryError) {
         self.kernel = kernel
-        _ = refresh()
+        for module in KernelModules(of: kernel).modules() { add(module) }
         let reader = PageReader(kernel.memory, patches: patches)
         for index in pages.indices {
             pages[index].watched.baseline = try reader.baseline(of: pages[index].watched.address)
@@ -89,7 +92,9 @@ final class KernelCode {
         }
         if !gone.isEmpty { remove(gone) }
         let known = Set(images.map(\.image.base))
-        for module in listed where !known.contains(module.image.base) { add(module) }
+        let new = listed.filter { !known.contains($0.image.base) }
+        for module in new where loading.contains(module) { add(module) }
+        loading = Set(new).subtracting(images)
         return replaced
     }
 

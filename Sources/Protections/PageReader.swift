@@ -5,9 +5,9 @@ import WindowsGuest
 struct PageBaseline {
     /// Without Vigil's own patches.
     var bytes: [UInt8]
-    /// The frame; nil where the page was in RAM without being mapped, so that it had neither a place of its own nor
-    /// rights.
+    /// The frame; nil where the page was in RAM without being mapped, so that it had no place of its own.
     var physical: GuestPhysicalAddress?
+    /// Of a page that was not mapped: those that it may have when it is, besides execution.
     var rights: Translation.Rights
 }
 
@@ -104,10 +104,14 @@ struct PageReader {
     ) throws(MemoryError) -> PageLook {
         guard let translation = try translation(of: page) else { return .absent }
         var difference = PageDifference()
-        if translation.entry & 1 != 0, let physical = baseline.physical {
-            if isPinned, translation.physical != physical { difference.moved = translation.physical }
+        if translation.entry & 1 != 0 {
             difference.gained = translation.rights.subtracting(baseline.rights).intersection(gains)
-            difference.lost = baseline.rights.subtracting(translation.rights).intersection(losses)
+            if let physical = baseline.physical {
+                if isPinned, translation.physical != physical { difference.moved = translation.physical }
+                difference.lost = baseline.rights.subtracting(translation.rights).intersection(losses)
+            } else {
+                difference.gained.remove(.executable)
+            }
         }
         do throws(MemoryError) {
             let isEqual = try baseline.bytes.withUnsafeBufferPointer { (bytes) throws(MemoryError) in

@@ -144,7 +144,12 @@ final class ProtectedProcess {
         var watched = WatchedPage(address, isPinned: false)
         watched.baseline = try reader.baseline(of: address)
         // A module's code is not writable when it is loaded, whatever it is when it is first seen.
-        if case .module = owner { watched.baseline?.rights.remove(.writable) }
+        if case .module = owner {
+            watched.baseline?.rights.remove(.writable)
+        } else if watched.baseline?.physical == nil {
+            // Memory that is paged out may be writable.
+            watched.baseline?.rights.insert(.writable)
+        }
         pages[address] = Page(watched: watched, owner: owner)
         order.append(address)
     }

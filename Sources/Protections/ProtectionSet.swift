@@ -24,7 +24,8 @@ public final class ProtectionSet {
     /// Checks stand still for a power transition.
     public private(set) var isSuspended = false
 
-    /// - Parameter ownPatches: asked at each check for all that Vigil has in the guest at that time.
+    /// - Parameter ownPatches: asked at each check for all that Vigil has in the guest at that time; where one lies on
+    ///   top of another, the upper one first.
     public init(
         _ machine: any VirtualMachine, kernel: WindowsKernel, offsets: KernelOffsets,
         ownPatches: @escaping () -> [OwnPatch] = { [] }
@@ -101,9 +102,10 @@ public final class ProtectionSet {
     /// - Parameter budget: about how many bytes of the guest are read; the next call goes on where this one ended.
     ///   nil for one whole round.
     /// - Throws: where the machine or its memory cannot be reached, or the processes cannot be listed. What was found
-    ///   until then is returned by the next call.
+    ///   until then is returned by the next call, which looks no further.
     public func check(budget: Int? = nil) throws(ProtectionError) -> [Violation] {
         guard !isSuspended else { return [] }
+        guard untold.isEmpty else { return takeFound() }
         let patches = ownPatches()
         let reader = kernelReader(patches)
         var left = budget ?? .max
@@ -123,13 +125,14 @@ public final class ProtectionSet {
         guard !isSuspended else { return [] }
         let reader = kernelReader(ownPatches())
         do throws(MemoryError) {
-            if let kernelCode {
-                try kernelCode.check(page: page, reader, into: &untold)
-            } else {
-                try serviceTables?.check(page: page, reader, into: &untold)
-            }
+            try kernelCode?.check(page: page, reader, into: &untold)
+            try serviceTables?.check(page: page, reader, withCode: kernelCode == nil, into: &untold)
         } catch {
             throw .memory(error)
+        }
+        if let interruptTables, interruptTables.addresses.contains(page.page) {
+            var budget = Int.max
+            try interruptTables.check(machine, reader, budget: &budget, into: &untold)
         }
         return takeFound()
     }

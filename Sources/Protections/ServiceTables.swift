@@ -116,10 +116,17 @@ final class ServiceTables {
         return true
     }
 
-    /// Checks one page of the dispatcher's code.
-    func check(page: GuestVirtualAddress, _ reader: PageReader, into found: inout [Violation]) throws(MemoryError) {
-        guard let index = dispatcher.firstIndex(where: { $0.address == page.page }) else { return }
-        try check(code: index, reader, into: &found)
+    /// Checks what lies in one page.
+    func check(
+        page: GuestVirtualAddress, _ reader: PageReader, withCode: Bool, into found: inout [Violation]
+    ) throws(MemoryError) {
+        for index in parts.indices
+        where PageReader.pages(of: parts[index].address, count: parts[index].original.count).contains(page.page) {
+            try check(part: index, reader, into: &found)
+        }
+        if withCode, let index = dispatcher.firstIndex(where: { $0.address == page.page }) {
+            try check(code: index, reader, into: &found)
+        }
     }
 
     private func check(code index: Int, _ reader: PageReader, into found: inout [Violation]) throws(MemoryError) {

@@ -90,6 +90,20 @@ import WindowsGuest
         #expect(try guest.protections.check().count == 1)
     }
 
+    @Test("A page that was out when the protection was armed must not come back writable")
+    func writableWhenBack() throws {
+        let guest = try ProtectedGuest()
+        let page = guest.address("NtSetSystemPowerState") & ~0xfff
+        let entry = guest.synthetic.entry(of: page)
+        guest.synthetic.setEntry(of: page, to: entry & ~1 | 1 << 11)
+        try guest.protections.arm([.kernelCode])
+        guest.synthetic.setEntry(of: page, to: entry | 2)
+        #expect(
+            try guest.protections.check().map(\.what) == ["a page of ntoskrnl.exe's PAGELK became writable"])
+        guest.synthetic.setEntry(of: page, to: entry)
+        #expect(try guest.protections.check() == [])
+    }
+
     @Test("Rights that matter are reported, others and the processor's own bits are not")
     func rights() throws {
         let guest = try armed()
@@ -183,7 +197,10 @@ import WindowsGuest
     func drivers() throws {
         let guest = try armed()
         guest.loadDriver()
+        // While it is being loaded it is written to.
         #expect(try guest.protections.check() == [])
+        guest.synthetic.write(UInt8(0xc3), at: ProtectedGuest.driverBase + 0x1000)
+        for _ in 0..<2 { #expect(try guest.protections.check() == []) }
         let code = ProtectedGuest.driverBase + 0x1000
         guest.synthetic.write(UInt8(0xcc), at: code)
         #expect(try guest.protections.check().map(\.what) == ["1 byte of driver.sys's .text changed"])
@@ -203,6 +220,7 @@ import WindowsGuest
         try guest.protections.arm([.kernelCode])
         guest.loadDriver(name: "other.sys", stamp: 2)
         #expect(try guest.protections.check().map(\.what) == ["driver.sys was replaced by other.sys"])
+        for _ in 0..<2 { #expect(try guest.protections.check() == []) }
         guest.synthetic.write(UInt8(0xcc), at: ProtectedGuest.driverBase + 0x1001)
         #expect(try guest.protections.check().map(\.what) == ["1 byte of other.sys's .text changed"])
     }

@@ -54,6 +54,24 @@ import WindowsGuest
         guest.guest.machine.failures[.tables] = [.gone("QEMU ended")]
         #expect(throws: ProtectionError.self) { try guest.protections.check() }
         #expect(try guest.protections.check().count == 1)
+        #expect(try guest.protections.check() == [])
+    }
+
+    @Test("One page of a table can be asked about")
+    func page() throws {
+        let guest = try ProtectedGuest()
+        try guest.protections.arm([.kernelCode, .interruptTables, .serviceTables])
+        let entry = guest.address("KiServiceTable") + 4
+        guest.synthetic.write(UInt16(0), at: guest.synthetic.idtBase)
+        guest.synthetic.write(UInt32(0), at: entry)
+        let other = GuestVirtualAddress(guest.address("KeBugCheckEx"))
+        #expect(try guest.protections.check(page: other) == [])
+        let gate = GuestVirtualAddress(guest.synthetic.idtBase)
+        #expect(try guest.protections.check(page: gate + 0x800).map(\.address) == [gate])
+        #expect(
+            try guest.protections.check(page: GuestVirtualAddress(entry)).map(\.address)
+                == [GuestVirtualAddress(entry)])
+        #expect(try guest.protections.check() == [])
     }
 
     @Test("A service that leads elsewhere is one violation, whatever else is armed")
