@@ -80,7 +80,7 @@ extension Integration {
                 // It comes back, and is found in slices too.
                 _ = try protected.run("attack \(attack.kind)")
                 var slices: [Violation] = []
-                for _ in 0..<500 { slices += try protections.check(budget: 1 << 14) }
+                for _ in 0..<100 { slices += try protections.check(budget: 1 << 14) }
                 #expect(slices.count == 1 && slices.first?.address == address, "\(slices)")
                 _ = try protected.run("attack \(attack.kind) off")
                 #expect(try protections.check() == [])
@@ -143,6 +143,19 @@ extension Integration {
                 if !attack.isEmpty { _ = try protected.run("attack \(attack) off") }
                 #expect(try protections.check() == [])
             }
+        }
+
+        @Test(
+            "The guest's own guard sees those of the attacks that change what it guards",
+            arguments: [
+                "code", "idt", "service",
+            ])
+        func guarded(_ kind: String) throws {
+            let guest = try BundledGuestMachine.ready()
+            try guest.console.run("near \(kind)")
+            try guest.console.run("guard on")
+            _ = try guest.console.start("attack \(kind)")
+            _ = try guest.console.waitForLine(containing: "bugcheck 0x00000109")
         }
 
         @Test("The pages to watch are the guest's own, and one of them can be asked about alone")

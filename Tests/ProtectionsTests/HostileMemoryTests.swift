@@ -48,7 +48,7 @@ private final class FlickeringRAM: PhysicalMemoryReader {
         #expect(throws: ProtectionError.self) { try protections.check() }
     }
 
-    @Test("Garbage anywhere in RAM is a violation or none, or an error, never a trap", arguments: UInt64(1)...4)
+    @Test("Garbage anywhere in RAM is a violation or none, or an error, never a trap", arguments: UInt64(1)...6)
     func garbage(_ seed: UInt64) throws {
         var generator = SeededGenerator(seed: seed)
         let guest = try ProtectedGuest(vcpus: 2)
@@ -56,7 +56,7 @@ private final class FlickeringRAM: PhysicalMemoryReader {
         try guest.protections.arm(Set(ProtectionKind.allCases), processes: ["csrss.exe", "smss.exe"])
         let used = guest.guest.ram.allocate()
         let interesting: [UInt64] = [0, 1, 7, 0xfff, 1 << 47, 0xffff_8000_0000_0000, .max, .max - 7]
-        for _ in 0..<40 {
+        for _ in 0..<100 {
             var saved: [(UInt64, UInt64)] = []
             for _ in 0..<16 {
                 let address = UInt64.random(in: 512..<used / 8, using: &generator) * 8
