@@ -17,9 +17,10 @@ extension Integration {
             let machine: QEMUMachine
             let protections: ProtectionSet
 
-            init(processors: Int = 1, memory: Int = 64) throws {
+            init(processors: Int = 1, optimisation: GuestConfiguration.Optimisation = .o2) throws {
                 var configuration = GuestConfiguration()
-                configuration.memory = memory
+                configuration.memory = 64
+                configuration.optimisation = optimisation
                 configuration.extraArguments = ["-smp", String(processors)]
                 guest = try .ready(configuration)
                 machine = try QEMUMachine(
@@ -59,9 +60,11 @@ extension Integration {
             Attack(kind: "region", protection: .userCode, what: "app.exe has 8 KiB of new executable memory"),
         ]
 
-        @Test("Each attack is one violation, each near miss is none, while the guest works", arguments: [1, 2])
-        func eachAttack(_ processors: Int) throws {
-            let protected = try ProtectedMachine(processors: processors)
+        static let machines: [(Int, GuestConfiguration.Optimisation)] = [(1, .o2), (2, .o2), (1, .o0), (2, .os)]
+
+        @Test("Each attack is one violation, each near miss is none, while the guest works", arguments: machines)
+        func eachAttack(_ processors: Int, _ optimisation: GuestConfiguration.Optimisation) throws {
+            let protected = try ProtectedMachine(processors: processors, optimisation: optimisation)
             let protections = protected.protections
             try protected.guest.console.run("load on")
             for attack in Self.attacks {
