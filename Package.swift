@@ -51,8 +51,8 @@ let package = Package(
         module(
             "Introspection",
             [
-                "PowerTransitions", "Agents", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86",
-                "HostProcesses",
+                "PowerTransitions", "Protections", "Agents", "Detours", "WindowsGuest", "HypervisorInterface",
+                "GuestMemory", "X86", "HostProcesses",
             ]),
         module("Protections", ["WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module("HostProcesses", ["CLinux"]),
@@ -63,7 +63,7 @@ let package = Package(
         .executableTarget(
             name: "vigil",
             dependencies: [
-                "Introspection", "Agents", "QEMUHypervisor", "BundledGuest", "HostProcesses",
+                "Introspection", "Agents", "Protections", "QEMUHypervisor", "BundledGuest", "HostProcesses",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: settings),

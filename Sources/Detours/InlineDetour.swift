@@ -60,6 +60,28 @@ public final class InlineDetour {
         self.mode = mode
     }
 
+    /// The guest's bytes that are replaced now.
+    public var ownPatches: [CodePatch.Place] {
+        var patches: [CodePatch.Place] = []
+        if let armed { patches += Self.patches(armed.original, armed.patch, at: armedPlaces) }
+        if let handler, let places = try? places(of: handler.handlerAddress, handler.handler.count, in: memory) {
+            patches += Self.patches([UInt8](repeating: 0, count: handler.handler.count), handler.handler, at: places)
+        }
+        return patches
+    }
+
+    private static func patches(
+        _ original: [UInt8], _ patch: [UInt8], at places: [InlinePlace]
+    ) -> [CodePatch.Place] {
+        var start = 0
+        return places.map { place in
+            defer { start += place.count }
+            return CodePatch.Place(
+                physical: place.physical, original: Array(original[start..<start + place.count]),
+                patch: Array(patch[start..<start + place.count]))
+        }
+    }
+
     /// What arming would write, from the function's bytes as they are now. Nothing is changed.
     ///
     /// The function is searched for branches as far as its pages adjoin and are present, up to `bodyLimit`.

@@ -342,6 +342,22 @@ public final class PatchlessDetour {
         }
     }
 
+    /// The guest's bytes that the detour has replaced, as they are at this moment.
+    public var ownPatches: [CodePatch.Place] {
+        var places: [CodePatch.Place] = []
+        if let location {
+            var found = [UInt8](repeating: 0, count: location.length)
+            let isRead: Void? = try? found.withUnsafeMutableBytes {
+                try memory.physical.read(at: location.physical, into: $0)
+            }
+            if isRead != nil {
+                let zeroes = [UInt8](repeating: 0, count: location.length)
+                places.append(CodePatch.Place(physical: location.physical, original: zeroes, patch: found))
+            }
+        }
+        return places + (inline?.ownPatches ?? [])
+    }
+
     // MARK: The handler's bytes
 
     private func writeHandler() throws(DetourError) -> HandlerLocation {

@@ -3,6 +3,7 @@ import Detours
 import GuestMemory
 import HypervisorInterface
 import PowerTransitions
+import Protections
 import WindowsGuest
 import X86
 
@@ -21,6 +22,9 @@ final class Deployment: TransitionParticipant {
     private static let nap = Duration.milliseconds(1)
 
     let agents: AgentManager
+    let protections: ProtectionWatch?
+    /// Whether agents are taken out before a transition. Without that, the guest goes down with them in it.
+    private let withdraws: Bool
     private let detour: PatchlessDetour
     private let callers: CallerReader
     /// Where threads are borrowed: KiSystemServiceRepeat.
@@ -29,15 +33,19 @@ final class Deployment: TransitionParticipant {
     private let bugCheck: GuestVirtualAddress?
     private let report: (EngineEvent) -> Void
     private var borrowed: [Borrowed] = []
-    private var isInTransition = false
-    /// Something had to be taken out for the transition that is under way.
-    private var hasWithdrawn = false
+    /// The transitions of requests that are under way.
+    private var requests: [RequestID: Transition] = [:]
+    /// The host has said that the machine goes down.
+    private var isHostGoingDown = false
 
     init(
-        agents: AgentManager, detour: PatchlessDetour, callers: CallerReader, dispatcher: GuestVirtualAddress?,
+        agents: AgentManager, protections: ProtectionWatch?, withdraws: Bool, detour: PatchlessDetour,
+        callers: CallerReader, dispatcher: GuestVirtualAddress?,
         bugCheck: GuestVirtualAddress?, report: @escaping (EngineEvent) -> Void
     ) {
         self.agents = agents
+        self.protections = protections
+        self.withdraws = withdraws
         self.detour = detour
         self.callers = callers
         self.dispatcher = dispatcher
@@ -53,14 +61,17 @@ final class Deployment: TransitionParticipant {
 
     // MARK: The power path
 
+    private var isInTransition: Bool { !requests.isEmpty || isHostGoingDown }
+
     func begins(_ id: RequestID, _ transition: Transition) throws(DetourError) {
-        isInTransition = true
-        if agents.isOutstanding { hasWithdrawn = true }
+        requests[id] = transition
+        guard withdraws else { return }
+        protections?.begins(id, transition)
         try attempt { () throws(AgentError) in try agents.suspend() }
         if agents.withdrawalPlace == .systemCall { try lookForThread() }
     }
 
-    var isOutstanding: Bool { isInTransition && agents.isOutstanding }
+    var isOutstanding: Bool { withdraws && !requests.isEmpty && agents.isOutstanding }
 
     var waitsUntil: Duration { agents.deadlines.withdrawal }
 
@@ -86,11 +97,42 @@ final class Deployment: TransitionParticipant {
     func lets(_ id: RequestID) throws(DetourError) {
         // Whoever is let in without having waited: nothing that could do harm is behind it.
         if isOutstanding { try givesUp() }
+        if let transition = requests[id] { protections?.lets(transition) }
     }
 
     func ends(_ result: TransitionResult) throws(DetourError) {
-        isInTransition = false
-        agents.resume()
+        requests = [:]
+        protections?.ends()
+        if !isHostGoingDown { agents.resume() }
+    }
+
+    // MARK: The host
+
+    /// Something happened to the machine as a whole.
+    func handle(_ event: HostEvent) { protections?.handle(event) }
+
+    /// The host tells what it does with the machine: in any order, twice, or not at all.
+    func handle(_ notice: PowerNotice) throws(DetourError) {
+        switch (notice, isHostGoingDown) {
+        case (.resume, false):
+            report(.warning("the host says that the machine is back, but never said that it was going down"))
+        case (.resume, true):
+            isHostGoingDown = false
+            if requests.isEmpty { agents.resume() }
+        case (.sleep, true), (.shutDown, true), (.terminating, true):
+            report(.warning("the host says once more that the machine goes down (\(notice.rawValue))"))
+        case (.sleep, false), (.shutDown, false), (.terminating, false):
+            isHostGoingDown = true
+            try control { () throws(HypervisorError) in
+                try effects.withPaused { () throws(HypervisorError) in
+                    do throws(DetourError) {
+                        try attempt { () throws(AgentError) in try agents.suspend() }
+                    } catch {
+                        if case .hypervisor(let error) = error { throw error }
+                    }
+                }
+            }
+        }
     }
 
     // MARK: Threads
@@ -159,7 +201,7 @@ final class Deployment: TransitionParticipant {
     private func lookForThread() throws(DetourError) {
         guard agents.wantsThread, !debugRegisters.holds(.injection), let dispatcher else { return }
         // Callers that wait for the agents to go offer their threads themselves.
-        if isInTransition, agents.withdrawalPlace == .powerCall { return }
+        if !requests.isEmpty, agents.withdrawalPlace == .powerCall { return }
         try control { () throws(HypervisorError) in
             try effects.withPaused { () throws(HypervisorError) in
                 _ = try debugRegisters.acquire(.injection, .execution(dispatcher))
@@ -196,7 +238,7 @@ final class Deployment: TransitionParticipant {
         let due = try attempt { () throws(AgentError) in try agents.tick() }
         try lookForThread()
         try watchForCrash()
-        return due.flatMap(\.self)
+        return [due.flatMap(\.self), protections?.tick()].compactMap(\.self).min()
     }
 
     /// Leaves the guest: nothing leads to an agent, and those that are there leave by themselves. The machine stands.
@@ -207,7 +249,8 @@ final class Deployment: TransitionParticipant {
     /// The guest was reset: nothing is there any more.
     func forgetEverything() throws(DetourError) {
         borrowed = []
-        isInTransition = false
+        requests = [:]
+        isHostGoingDown = false
         try attempt { () throws(AgentError) in try agents.forgetEverything() }
     }
 

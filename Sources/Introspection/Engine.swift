@@ -3,6 +3,7 @@ import Detours
 import FoundationEssentials
 import HypervisorInterface
 import PowerTransitions
+import Protections
 import Synchronization
 import WindowsGuest
 import X86
@@ -21,6 +22,15 @@ public struct EngineOptions {
     public var allowVisiblePatches = false
     /// What runs in the guest while Vigil is attached.
     public var agents: Set<AgentKind> = []
+    /// What is protected while Vigil is attached.
+    public var protections: Set<ProtectionKind> = []
+    /// The names of images whose processes `ProtectionKind.userCode` protects.
+    public var protectedProcesses: [String] = []
+    /// Agents are taken out before a transition. Off, the guest goes down with them in it, which may be its end: to
+    /// show what that is for.
+    public var withdrawsAgents = true
+    /// Takes wishes while the engine runs.
+    public var control: EngineControl?
     /// Where threads are borrowed that take the agents out before a transition.
     public var withdrawalPlace = BorrowingPlace.powerCall
     /// How long each step of an agent's may take.
@@ -50,7 +60,7 @@ public final class Engine {
 
     private let machine: any ControllableMachine
     private let effects: GuestEffects
-    private let options: EngineOptions
+    private var options: EngineOptions
     private let report: (EngineEvent) -> Void
     private var powerGuard: PowerGuard?
     private var deployment: Deployment?
@@ -237,9 +247,12 @@ public final class Engine {
     private func agentPrograms() throws(EngineError) -> [any AgentProgram] {
         do throws(AgentError) {
             var programs: [any AgentProgram] = []
-            for kind in AgentKind.allCases where options.agents.contains(kind) {
+            // With a way of wishing, any may be wished for later.
+            for kind in AgentKind.allCases where options.agents.contains(kind) || options.control != nil {
                 let program = try kind.makeProgram()
-                if program.patchesCode, !options.allowVisiblePatches { throw .visiblePatches(agent: program.name) }
+                if program.patchesCode, !options.allowVisiblePatches, options.agents.contains(kind) {
+                    throw .visiblePatches(agent: program.name)
+                }
                 programs.append(program)
             }
             return programs
@@ -248,11 +261,12 @@ public final class Engine {
         }
     }
 
-    /// Asks for the agents to be deployed; that happens when a thread comes by.
+    /// Arms what is to be protected, and asks for the agents to be deployed, which happens when a thread comes by.
     private func deploy(
         _ programs: [any AgentProgram], _ survey: GuestSurvey, _ function: PatchlessDetour
     ) throws(EngineError) {
-        guard !programs.isEmpty, let current = powerGuard else { return }
+        guard !programs.isEmpty || !options.protections.isEmpty || options.control != nil, let current = powerGuard
+        else { return }
         let functions: AgentFunctions
         do throws(DiscoveryError) {
             functions = try AgentFunctions(of: survey.kernel)
@@ -264,17 +278,57 @@ public final class Engine {
             allowVisiblePatches: options.allowVisiblePatches, report: { [report] in report(.agent($0)) })
         agents.deadlines = options.agentDeadlines
         agents.withdrawalPlace = options.withdrawalPlace
+        let protections = ProtectionSet(
+            machine, kernel: survey.kernel, offsets: survey.offsets,
+            ownPatches: { [unowned function, unowned agents] in
+                (function.ownPatches + agents.ownPatches).map {
+                    OwnPatch(physical: $0.physical, original: $0.original, patch: $0.patch)
+                }
+            })
+        let watch = ProtectionWatch(protections, report: { [report] in report(.protection($0)) })
         let deployment = Deployment(
-            agents: agents, detour: function,
+            agents: agents, protections: watch, withdraws: options.withdrawsAgents, detour: function,
             callers: CallerReader(kernel: survey.kernel, offsets: survey.offsets),
             dispatcher: try? ServiceTable(of: survey.kernel).dispatcher,
             bugCheck: try? survey.kernel.export("KeBugCheckEx"), report: report)
         self.deployment = deployment
         current.participant = deployment
-        do throws(AgentError) {
-            for name in agents.names { try agents.want(name, true) }
+        for kind in ProtectionKind.allCases where options.protections.contains(kind) { protect([kind], true) }
+        for program in programs where options.agents.contains(where: { $0.rawValue == program.name }) {
+            want(program.name, true)
+        }
+    }
+
+    private func protect(_ kinds: Set<ProtectionKind>, processes: [String]? = nil, _ isWanted: Bool) {
+        do throws(ProtectionError) {
+            if isWanted {
+                try deployment?.protections?.arm(kinds, processes: processes ?? options.protectedProcesses)
+            } else {
+                try deployment?.protections?.disarm(kinds)
+            }
         } catch {
-            throw .agent(error)
+            report(.protection(.refused(error.description)))
+        }
+    }
+
+    private func want(_ agent: String, _ isWanted: Bool) {
+        do throws(AgentError) {
+            try deployment?.agents.want(agent, isWanted)
+        } catch {
+            report(.agent(.failed(agent: agent, reason: error.description)))
+        }
+    }
+
+    /// Does what was wished for since the last look.
+    private func fulfilWishes() throws(EngineError) {
+        for wish in options.control?.take() ?? [] {
+            switch wish {
+            case .agent(let kind, let isWanted):
+                options.agents.formSymmetricDifference(options.agents.contains(kind) == isWanted ? [] : [kind])
+                try whilePaused { () throws(DetourError) in want(kind.rawValue, isWanted) }
+            case .protect(let kinds, let processes, let isWanted): protect(kinds, processes: processes, isWanted)
+            case .notice(let notice): try detour { () throws(DetourError) in try deployment?.handle(notice) }
+            }
         }
     }
 
@@ -298,7 +352,9 @@ public final class Engine {
         switch event {
         case .stop: try handleStop()
         case .host(let event): try handle(event)
-        case .descriptorReady: try followHolds()
+        case .descriptorReady:
+            try followHolds()
+            try fulfilWishes()
         case .interrupted: return .end(.asked)
         case .gone(let reason):
             if powerGuard?.machineEnded() == true { isPoweringOff = true }
@@ -344,6 +400,7 @@ public final class Engine {
         wakeCheck.note(event)
         guard let current = powerGuard else { return }
         current.handle(event)
+        deployment?.handle(event)
         if case .guestPanicked = event, let deployment {
             try whilePaused { () throws(DetourError) in try deployment.handleBugCheck() }
         }
@@ -380,11 +437,12 @@ public final class Engine {
 
     /// Starts and ends the commands that callers are held for, and lets callers go whose commands have ended.
     private func followHolds() throws(EngineError) {
+        machine.watchedDescriptors = [options.control?.descriptor].compactMap(\.self)
         guard let commands else { return }
         for (id, reason) in commands.follow(powerGuard?.waitingRequests ?? []) {
             try detour { () throws(DetourError) in try powerGuard?.release(id, because: reason) }
         }
-        machine.watchedDescriptors = commands.descriptors
+        machine.watchedDescriptors += commands.descriptors
     }
 
     private func endCommands() {

@@ -17,6 +17,7 @@ public enum EngineEvent {
     /// That command has ended, or could not be started; with the time since its start.
     case commandEnded(RequestID, CommandEnd, duration: Duration)
     case agent(AgentEvent)
+    case protection(ProtectionEvent)
     case detached(Detachment)
     /// Something did not work that the session does not depend on. A sentence for the user.
     case warning(String)

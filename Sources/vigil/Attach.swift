@@ -5,6 +5,7 @@ import Foundation
 import HypervisorInterface
 import Introspection
 import PowerTransitions
+import Protections
 import QEMUHypervisor
 import WindowsGuest
 
@@ -43,6 +44,19 @@ struct Attach: ParsableCommand {
             valueName: "agent"))
     var agents: [AgentKind] = []
     @Option(
+        parsing: .upToNextOption,
+        help: ArgumentHelp(
+            "What is protected while Vigil is attached: "
+                + ProtectionKind.allCases.map(\.rawValue).joined(separator: ", ") + ".",
+            valueName: "protection"))
+    var protect: [ProtectionKind] = []
+    @Option(
+        parsing: .upToNextOption,
+        help: ArgumentHelp("The image names of processes that user-code protects.", valueName: "name"))
+    var process: [String] = []
+    @Flag(help: ArgumentHelp("Take commands on standard input, one a line: \(WishReader.usage)."))
+    var commands = false
+    @Option(
         help: ArgumentHelp(
             "Where threads are borrowed to take agents out: power-call, the waiting caller's, or system-call, the next "
                 + "one that makes a system call."))
@@ -68,6 +82,9 @@ struct Attach: ParsableCommand {
     var format: OutputFormat = .text
 
     func validate() throws {
+        if protect.contains(.userCode) && process.isEmpty {
+            throw ValidationError("--protect user-code needs --process, the image names of the processes to protect.")
+        }
         if state?.isEmpty == true { throw ValidationError("--state takes the path of a directory.") }
         if let hold, hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
         if hold != nil && runBefore != nil {
@@ -92,6 +109,13 @@ struct Attach: ParsableCommand {
         options.waiting = allowVisiblePatches ? .handler : .delay
         options.guardOptions = PowerGuardOptions(hold: hold.map { .milliseconds($0) })
         options.agents = Set(agents)
+        options.protections = Set(protect)
+        options.protectedProcesses = process
+        if commands {
+            let control = EngineControl()
+            WishReader.start(control) { FileHandle.standardError.write(Data("vigil: \($0)\n".utf8)) }
+            options.control = control
+        }
         options.withdrawalPlace = withdraw
         options.journal = FileHibernationJournal(folder: state ?? StateFolder.standard)
         try Failure.reporting {
@@ -112,6 +136,7 @@ struct Attach: ParsableCommand {
 
 extension Interception: ExpressibleByArgument {}
 extension AgentKind: ExpressibleByArgument {}
+extension ProtectionKind: ExpressibleByArgument {}
 extension BorrowingPlace: ExpressibleByArgument {}
 
 /// What commands that look for a kernel share.

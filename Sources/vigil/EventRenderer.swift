@@ -75,6 +75,7 @@ enum JSONRendering {
             return line
         case .commandEnded(let id, let end, let duration): return commandEnded(id, end, duration)
         case .agent(let event): return agent(event)
+        case .protection(let event): return protection(event)
         case .detached(let end): return detached(end)
         }
     }
@@ -227,6 +228,7 @@ enum TextRendering {
         case .commandStarted(let id, let pid): ["#\(id.number) the command runs, pid \(pid)"]
         case .commandEnded(let id, let end, let duration): ["#\(id.number) \(end.words) after \(duration.readable)"]
         case .agent(let event): [agent(event)]
+        case .protection(let event): [protection(event)]
         case .detached(let end): [detached(end)]
         }
     }

@@ -98,7 +98,7 @@ final class VigilProcess {
     }()
 
     /// - Parameter program: run instead of vigil itself, with vigil's path and arguments as its own.
-    init(_ arguments: [String], by program: [String] = []) throws {
+    init(_ arguments: [String], by program: [String] = [], input: Pipe? = nil) throws {
         _ = Self.stateHome
         let command = try program + [Self.path] + arguments
         func pipe() throws -> (read: Int32, write: Int32) {
@@ -109,7 +109,8 @@ final class VigilProcess {
         }
         let (out, err) = (try pipe(), try pipe())
         process = try DependentProcess(
-            path: command[0], arguments: Array(command.dropFirst()), output: out.write, errors: err.write)
+            path: command[0], arguments: Array(command.dropFirst()),
+            input: input?.fileHandleForReading.fileDescriptor ?? -1, output: out.write, errors: err.write)
         close(out.write)
         close(err.write)
         for (end, lines) in [(out.read, output), (err.read, errors)] {
