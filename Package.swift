@@ -43,6 +43,7 @@ let package = Package(
             "WindowsGuest",
             ["HypervisorInterface", "GuestMemory", "X86", .product(name: "Yams", package: "Yams")]),
         module("Detours", ["WindowsGuest", "HypervisorInterface", "GuestMemory", "X86", "CDetourHandler"]),
+        module("Agents", ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module("PowerTransitions", ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module(
             "Introspection",
@@ -77,6 +78,12 @@ let package = Package(
         .target(name: "CHandlerHarness", path: "Tests/CHandlerHarness"),
         tests("X86", ["WindowsGuest", "CHandlerHarness"]),
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
+        tests(
+            "Agents",
+            [
+                "BundledGuest", "Detours", "HypervisorInterface", "WindowsGuest", "GuestMemory", "X86",
+                "CHandlerHarness",
+            ]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),
