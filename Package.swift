@@ -43,7 +43,10 @@ let package = Package(
             "WindowsGuest",
             ["HypervisorInterface", "GuestMemory", "X86", .product(name: "Yams", package: "Yams")]),
         module("Detours", ["WindowsGuest", "HypervisorInterface", "GuestMemory", "X86", "CDetourHandler"]),
-        module("Agents", ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
+        .target(
+            name: "Agents",
+            dependencies: ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"],
+            swiftSettings: settings, plugins: ["BuildGuest"]),
         module("PowerTransitions", ["Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module(
             "Introspection",
@@ -80,10 +83,7 @@ let package = Package(
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
         tests(
             "Agents",
-            [
-                "BundledGuest", "Detours", "HypervisorInterface", "WindowsGuest", "GuestMemory", "X86",
-                "CHandlerHarness",
-            ]),
+            ["BundledGuest", "Detours", "HypervisorInterface", "WindowsGuest", "X86", "GuestMemory", "CHandlerHarness"]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),

@@ -1,12 +1,13 @@
 import Foundation
 import PackagePlugin
 
-/// Builds the bundled guest from `Guest/` and hands its images to the target
-/// that applies this plugin, as resources. Runs again when a file below
-/// `Guest/` changes.
+/// Builds the bundled guest from `Guest/`, or for the target `Agents` the agents, and hands the images to the
+/// target that applies this plugin, as resources. Runs again when a file below `Guest/` changes.
 @main
 struct BuildGuest: BuildToolPlugin {
-    /// Every file that guest-builder makes.
+    static let agents = ["heartbeat.agent", "ptfilter.agent"]
+
+    /// Every file of the guest that guest-builder makes.
     static let artifacts =
         ["loader", "ntdll.dll", "app.exe"]
         + ["O0", "O2", "Os"].flatMap { optimization in
@@ -14,10 +15,12 @@ struct BuildGuest: BuildToolPlugin {
         }
 
     func createBuildCommands(context: PluginContext, target: Target) throws -> [Command] {
+        let isForAgents = target.name == "Agents"
         let sources = context.package.directoryURL.appending(path: "Guest")
         let output = context.pluginWorkDirectoryURL.appending(path: "Guest")
         let builder = try context.tool(named: "guest-builder").url
         var arguments = ["--sources", sources.path, "--output", output.path]
+        arguments += ["--product", isForAgents ? "agents" : "guest"]
         // The toolchain that builds the package also builds the guest; without
         // this, guest-builder looks beside `swift` and on the PATH.
         if let clang = try? context.tool(named: "clang").url {
@@ -25,11 +28,11 @@ struct BuildGuest: BuildToolPlugin {
         }
         return [
             .buildCommand(
-                displayName: "Building the bundled guest",
+                displayName: isForAgents ? "Building the agents" : "Building the bundled guest",
                 executable: builder,
                 arguments: arguments,
-                inputFiles: inputs(below: sources),
-                outputFiles: Self.artifacts.map { output.appending(path: $0) })
+                inputFiles: inputs(below: isForAgents ? sources.appending(path: "agents") : sources),
+                outputFiles: (isForAgents ? Self.agents : Self.artifacts).map { output.appending(path: $0) })
         ]
     }
 

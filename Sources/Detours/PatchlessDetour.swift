@@ -7,7 +7,7 @@ import X86
 ///
 /// A breakpoint stands on the function's entry. A caller that is not held is stepped over it. A caller that
 /// is to wait is sent off, comes back to the entry when its time is over, and is recognised there by its stack
-/// pointer. It waits in a call of the guest's own delay function (`DelayCall`), or in the handler, which is
+/// pointer. It waits in a call of the guest's own delay function (`GuestCaller`), or in the handler, which is
 /// written for that purpose into zeroed slack of the kernel's image and zeroed again when nobody is in it.
 ///
 /// With an `InlineDetour` the function is not patchless any more: its first bytes are a jump, and the breakpoint
@@ -23,17 +23,28 @@ public final class PatchlessDetour {
     /// How many callers can wait in delays of their own at once.
     static let delaySlots = 64
 
-    /// A caller that was sent off.
+    /// What a thread is sent off to do.
+    public enum Errand: Equatable, Sendable {
+        /// To wait, in the way that was chosen for callers.
+        case wait(Duration)
+        case call(GuestCall)
+    }
+
+    /// A thread that was sent off: a caller of the function, or one that was borrowed elsewhere.
     public struct Holder: Equatable, Sendable {
         public var slot: Int
-        /// The caller's registers where it is stopped.
+        /// The thread's own registers, where it was stopped.
         public var registers: Registers
+        /// Its vector registers, where those are kept too.
+        public var vectors: VectorRegisters?
         /// Its stack pointer when it comes back to the entry.
         public var arrivalRSP: UInt64
+        /// The call that it makes, if it makes one that somebody waits for.
+        public var call: GuestCall?
         /// It has been told to go.
         public var isReleased = false
 
-        /// It waits in a delay, and has not its own registers when it comes back.
+        /// It is in a function of the guest's, and has not its own registers when it comes back.
         public var isInDelay: Bool { arrivalRSP != registers.rsp }
     }
 
@@ -46,8 +57,8 @@ public final class PatchlessDetour {
     public let effects: GuestEffects
     public let debugRegisters: DebugRegisterTable
     public private(set) var holders: [Holder] = []
-    /// A caller whose registers are being changed. Set outside of that, it was left so by an error.
-    private var atWork: (slot: Int, caller: Registers, vcpu: VCPU)?
+    /// A thread whose registers are being changed, by its slot. Set outside of that, it was left so by an error.
+    private var atWork: (holder: Holder, vcpu: VCPU)?
 
     private let memory: KernelMemory
     private let waiting: WaitingWay
@@ -146,32 +157,71 @@ public final class PatchlessDetour {
     public func hold(
         _ vcpu: VCPU, _ registers: Registers, for duration: Duration = longestDelay
     ) throws(DetourError) -> Holder {
+        try hold(vcpu, registers, errand: .wait(duration))
+    }
+
+    /// Sends off a caller that stands at the entry, to wait or to make a call.
+    /// - Throws: with the caller as it was.
+    public func hold(
+        _ vcpu: VCPU, _ registers: Registers, errand: Errand
+    ) throws(DetourError) -> Holder {
+        try demandWaitable(registers)
+        if case .wait = errand, waiting == .handler {
+            let holder = Holder(
+                slot: try freeSlot(DetourHandler.slots), registers: registers, arrivalRSP: registers.rsp)
+            try sendIntoHandler(vcpu, registers, slot: holder.slot)
+            holders.append(holder)
+            return holder
+        }
+        return try sendOff(vcpu, registers, vectors: nil, errand: errand)
+    }
+
+    /// Sends off a thread that was stopped elsewhere, with its vector registers kept: it comes back to the entry.
+    /// - Throws: with the thread as it was.
+    public func borrow(
+        _ vcpu: VCPU, _ registers: Registers, for call: GuestCall
+    ) throws(DetourError) -> Holder {
+        try demandWaitable(registers)
+        guard registers.privilegeLevel == 0 else { throw .cannotWait("it runs in user mode") }
+        let vectors = try control { () throws(HypervisorError) in try effects.machine.vectorRegisters(of: vcpu) }
+        return try sendOff(vcpu, registers, vectors: vectors, errand: .call(call))
+    }
+
+    private func demandWaitable(_ registers: Registers) throws(DetourError) {
         guard registers.interruptsEnabled else { throw .cannotWait("its interrupts are off") }
         guard registers.control.cr8 == 0 else { throw .cannotWait("its IRQL is \(registers.control.cr8)") }
-        let slots = waiting == .delay ? Self.delaySlots : DetourHandler.slots
-        guard let slot = (0..<slots).first(where: { slot in !holders.contains { $0.slot == slot } })
-        else { throw .noFreeSlot(slots: slots) }
+    }
 
-        var holder = Holder(slot: slot, registers: registers, arrivalRSP: registers.rsp)
-        switch waiting {
-        case .delay:
-            try send(registers, slot: slot, on: vcpu, current: registers, for: duration)
-            holder.arrivalRSP = registers.rsp &- DelayCall.arrivalOffset
-        case .handler:
-            try sendIntoHandler(vcpu, registers, slot: slot)
-        }
+    private func freeSlot(_ count: Int) throws(DetourError) -> Int {
+        guard let slot = (0..<count).first(where: { slot in !holders.contains { $0.slot == slot } })
+        else { throw .noFreeSlot(slots: count) }
+        return slot
+    }
+
+    private func sendOff(
+        _ vcpu: VCPU, _ registers: Registers, vectors: VectorRegisters?, errand: Errand
+    ) throws(DetourError) -> Holder {
+        var holder = Holder(
+            slot: try freeSlot(Self.delaySlots), registers: registers, vectors: vectors,
+            arrivalRSP: GuestCaller.arrivalRSP(of: registers))
+        try send(&holder, on: vcpu, current: registers, errand)
         holders.append(holder)
         return holder
     }
 
     private func send(
-        _ caller: Registers, slot: Int, on vcpu: VCPU, current: Registers, for duration: Duration
+        _ holder: inout Holder, on vcpu: VCPU, current: Registers, _ errand: Errand
     ) throws(DetourError) {
-        let delay = try delayCall()
-        atWork = (slot, caller, vcpu)
+        let caller = try guestCaller()
+        let call: GuestCall
+        switch errand {
+        case .wait(let duration): call = try delay(min(duration, Self.longestDelay))
+        case .call(let wanted): call = wanted
+        }
+        atWork = (holder, vcpu)
         do throws(DetourError) {
-            try delay.send(
-                caller, slot: slot, on: vcpu, current: current, for: min(duration, Self.longestDelay))
+            try caller.send(
+                holder.registers, holder.vectors, into: call, slot: holder.slot, on: vcpu, current: current)
             atWork = nil
         } catch {
             // Any other error left the caller as it was.
@@ -179,28 +229,31 @@ public final class PatchlessDetour {
             atWork = nil
             throw error
         }
+        if case .call = errand { holder.call = call } else { holder.call = nil }
     }
 
-    /// Gives a caller its own registers whose sending off, or taking back, an error has interrupted.
+    /// Gives a thread its own registers whose sending off, or taking back, an error has interrupted.
     /// The machine stands.
     public func finishInterruptedWork() throws(DetourError) {
-        guard let (slot, caller, vcpu) = atWork else { return }
+        guard let (holder, vcpu) = atWork else { return }
         atWork = nil
-        holders.removeAll { $0.slot == slot }
-        try control { () throws(HypervisorError) in
-            let current = try effects.machine.registers(of: vcpu)
-            try effects.setRegisters(of: vcpu, from: current, to: caller)
-            try effects.noteRelease(slot: slot)
-        }
+        holders.removeAll { $0.slot == holder.slot }
+        let current = try control { () throws(HypervisorError) in try effects.machine.registers(of: vcpu) }
+        try guestCaller().putBack(holder.registers, holder.vectors, slot: holder.slot, on: vcpu, current: current)
     }
 
-    private func delayCall() throws(DetourError) -> DelayCall {
+    private func guestCaller() throws(DetourError) -> GuestCaller {
+        guard let push = means.push else { throw .cannotWait("no push instruction was found in the kernel") }
+        return GuestCaller(
+            entry: entry, stopAddress: stopAddress, push: push, effects: effects, memory: memory)
+    }
+
+    private func delay(_ duration: Duration) throws(DetourError) -> GuestCall {
         guard let function = means.delayFunction else {
             throw .cannotWait("the kernel's KeDelayExecutionThread was not found")
         }
-        guard let push = means.push else { throw .cannotWait("no push instruction was found in the kernel") }
-        return DelayCall(
-            entry: entry, function: function, push: push, effects: effects, memory: memory)
+        // KernelMode, not alertable, relative.
+        return GuestCall(function, [.value(0), .value(0), .pointer(to: 0 &- duration.hundredNanoseconds)])
     }
 
     private func sendIntoHandler(_ vcpu: VCPU, _ registers: Registers, slot: Int) throws(DetourError) {
@@ -236,9 +289,20 @@ public final class PatchlessDetour {
     public func sendAgain(
         _ holder: Holder, _ vcpu: VCPU, _ registers: Registers, for duration: Duration
     ) throws(DetourError) -> Bool {
-        guard holder.isInDelay, !holder.isReleased else { return false }
+        try sendAgain(holder, vcpu, registers, errand: .wait(duration))
+    }
+
+    /// Sends a thread off again, to wait or to make a call. The machine stands.
+    /// - Returns: false where that is not possible, or not called for: it has to be taken back then.
+    public func sendAgain(
+        _ holder: Holder, _ vcpu: VCPU, _ registers: Registers, errand: Errand
+    ) throws(DetourError) -> Bool {
+        guard holder.isInDelay, let index = holders.firstIndex(where: { $0.slot == holder.slot }) else { return false }
+        if holders[index].isReleased, case .wait = errand { return false }
         do throws(DetourError) {
-            try send(holder.registers, slot: holder.slot, on: vcpu, current: registers, for: duration)
+            var again = holders[index]
+            try send(&again, on: vcpu, current: registers, errand)
+            holders[index] = again
             return true
         } catch {
             if case .hypervisor = error { throw error }
@@ -251,8 +315,9 @@ public final class PatchlessDetour {
     public func takeBack(_ holder: Holder, _ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
         holders.removeAll { $0.slot == holder.slot }
         if holder.isInDelay {
-            atWork = (holder.slot, holder.registers, vcpu)
-            try delayCall().takeBack(holder.registers, slot: holder.slot, on: vcpu, current: registers)
+            atWork = (holder, vcpu)
+            try guestCaller().takeBack(
+                holder.registers, holder.vectors, slot: holder.slot, on: vcpu, current: registers)
             atWork = nil
         } else {
             try control { () throws(HypervisorError) in try effects.noteRelease(slot: holder.slot) }

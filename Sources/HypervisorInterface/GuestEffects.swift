@@ -21,15 +21,18 @@ public struct HeldCaller: Equatable, Sendable {
 
     /// A number of its own; in the handler, which of the wait bytes is this caller's.
     public var slot: Int
-    /// The caller's registers at the function's entry.
+    /// The caller's own registers, at the function's entry or wherever else it was stopped.
     public var registers: Registers
     /// Nil for one that waits in the detour's handler, which keeps the registers itself.
     public var delay: Delay?
+    /// Its vector registers, where those have to be put back too.
+    public var vectors: VectorRegisters?
 
-    public init(slot: Int, registers: Registers, delay: Delay? = nil) {
+    public init(slot: Int, registers: Registers, delay: Delay? = nil, vectors: VectorRegisters? = nil) {
         self.slot = slot
         self.registers = registers
         self.delay = delay
+        self.vectors = vectors
     }
 }
 
@@ -272,6 +275,13 @@ public final class GuestEffects {
         try announce(.setRegisters(vcpu))
         counts.registerWrites += 1
         try machine.setRegisters(of: vcpu, from: old, to: new)
+    }
+
+    /// Puts a thread's vector registers back.
+    public func setVectorRegisters(of vcpu: VCPU, to vectors: VectorRegisters) throws(HypervisorError) {
+        try announce(.setRegisters(vcpu))
+        counts.registerWrites += 1
+        try machine.setVectorRegisters(of: vcpu, to: vectors)
     }
 
     public func writeCode(_ bytes: [UInt8], at address: GuestPhysicalAddress) throws(HypervisorError) {

@@ -119,6 +119,12 @@ public protocol ControllableMachine: VirtualMachine {
     /// Writes those general registers, RIP and RFLAGS of `new` that differ from `old`.
     func setRegisters(of vcpu: VCPU, from old: Registers, to new: Registers) throws(HypervisorError)
 
+    /// The vector registers that a function call may change; nil where the machine does not tell them.
+    func vectorRegisters(of vcpu: VCPU) throws(HypervisorError) -> VectorRegisters?
+
+    /// Writes all of them.
+    func setVectorRegisters(of vcpu: VCPU, to vectors: VectorRegisters) throws(HypervisorError)
+
     /// Executes one instruction on one vCPU of a stopped machine while the others stand.
     func step(_ vcpu: VCPU) throws(HypervisorError)
 
@@ -145,6 +151,11 @@ extension ControllableMachine {
 
     /// A machine that is started only by those who stopped it, or stands whatever is done to it.
     public var hasStoppedUnasked: Bool { false }
+
+    /// A machine whose threads' vector registers are not to be had.
+    public func vectorRegisters(of vcpu: VCPU) throws(HypervisorError) -> VectorRegisters? { nil }
+
+    public func setVectorRegisters(of vcpu: VCPU, to vectors: VectorRegisters) throws(HypervisorError) {}
 
     /// A machine whose witness cannot go away.
     public func abandonWitness() {}

@@ -339,6 +339,11 @@ final class GDBStub {
 
     func writeRegister(number: Int, value: UInt64, size: Int) throws(HypervisorError) {
         let bytes = (0..<min(size, 8)).map { UInt8(truncatingIfNeeded: value >> (8 * UInt64($0))) }
+        try writeRegister(number: number, bytes)
+    }
+
+    /// - Parameter bytes: as many as the register has, the lowest first.
+    func writeRegister(number: Int, _ bytes: [UInt8]) throws(HypervisorError) {
         try expectOK("P\(String(number, radix: 16))=\(String(decoding: GDBPacket.hex(bytes), as: UTF8.self))")
     }
 

@@ -191,6 +191,20 @@ extension QEMUMachine: ControllableMachine {
         }
     }
 
+    public func vectorRegisters(of vcpu: VCPU) throws(HypervisorError) -> VectorRegisters? {
+        try select(vcpu)
+        let stub = try control()
+        return try RegisterCodec(try stub.description()).decodeVectors(try stub.readRegisters())
+    }
+
+    public func setVectorRegisters(of vcpu: VCPU, to vectors: VectorRegisters) throws(HypervisorError) {
+        try select(vcpu)
+        let stub = try control()
+        for write in RegisterCodec(try stub.description()).writes(of: vectors) {
+            try stub.writeRegister(number: write.number, write.bytes)
+        }
+    }
+
     /// How often a step is tried that another vCPU's stop can end before its time.
     private static let stepAttempts = 8
 

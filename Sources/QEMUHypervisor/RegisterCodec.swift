@@ -47,6 +47,37 @@ struct RegisterCodec {
         var size: Int
     }
 
+    func decodeVectors(_ packet: [UInt8]) throws(HypervisorError) -> VectorRegisters {
+        func word(_ name: String, _ part: Int, of size: Int) throws(HypervisorError) -> UInt64 {
+            guard let register = description[name], register.size == size,
+                register.offset + register.size <= packet.count
+            else { throw .unexpectedAnswer("no register \(name) in \(packet.count) bytes from the gdbstub") }
+            let bytes = packet[(register.offset + 8 * part)...].prefix(min(8, size))
+            return bytes.reversed().reduce(0) { $0 << 8 | UInt64($1) }
+        }
+        var vectors = VectorRegisters()
+        for (index, path) in VectorRegisters.all.enumerated() {
+            vectors[keyPath: path] = SIMD2(
+                try word("xmm\(index)", 0, of: 16), try word("xmm\(index)", 1, of: 16))
+        }
+        vectors.mxcsr = try word("mxcsr", 0, of: 4)
+        return vectors
+    }
+
+    /// Numbers and bytes of all vector registers.
+    func writes(of vectors: VectorRegisters) -> [(number: Int, bytes: [UInt8])] {
+        func bytes(_ words: [UInt64]) -> [UInt8] { words.flatMap { word in withUnsafeBytes(of: word) { Array($0) } } }
+        var writes = VectorRegisters.all.enumerated().compactMap { index, path in
+            description["xmm\(index)"].map { register in
+                (number: register.number, bytes: bytes([vectors[keyPath: path].x, vectors[keyPath: path].y]))
+            }
+        }
+        if let register = description["mxcsr"] {
+            writes.append((register.number, Array(bytes([vectors.mxcsr]).prefix(register.size))))
+        }
+        return writes
+    }
+
     /// The general registers that differ.
     func changes(from old: Registers, to new: Registers) -> [Change] {
         Self.general.compactMap { name, path in

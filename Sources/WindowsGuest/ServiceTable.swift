@@ -16,6 +16,9 @@ public struct ServiceTable: Hashable, Sendable {
     public var base: GuestVirtualAddress
     /// The number of services.
     public var limit: UInt32
+    /// KiSystemServiceRepeat: where every system call, of a program's or of the kernel's own, looks its service up;
+    /// interrupts are enabled there, and the stack is the kernel's.
+    public var dispatcher: GuestVirtualAddress
     /// KiServiceInternal, where the kernel's Zw stubs jump to; nil where no stub is exported.
     public var serviceEntry: GuestVirtualAddress?
     public var source: Source

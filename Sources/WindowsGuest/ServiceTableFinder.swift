@@ -14,6 +14,14 @@ struct ServiceTableFinder {
     /// Names that are compared; a forged export directory must not make this long.
     static let maximumPairs = 512
 
+    /// The two instructions that load the descriptor tables.
+    private struct Pair: Equatable {
+        /// KeServiceDescriptorTable, which the first one loads.
+        var descriptor: GuestVirtualAddress
+        /// Where the first one is.
+        var address: GuestVirtualAddress
+    }
+
     let kernel: WindowsKernel
     let reader: CodeReader
 
@@ -25,21 +33,21 @@ struct ServiceTableFinder {
     func find() throws(DiscoveryError) -> ServiceTable {
         var failure: DiscoveryError?
         let stub = exportedStub(failure: &failure)
-        var descriptor: GuestVirtualAddress?
+        var found: Pair?
         var source = ServiceTable.Source.stub
         if let stub {
             do throws(DiscoveryError) {
-                descriptor = try follow(from: stub.serviceEntry)
+                found = try follow(from: stub.serviceEntry)
             } catch {
                 failure = failure ?? error
             }
         }
-        if descriptor == nil {
+        if found == nil {
             source = .scan
-            descriptor = try scan(after: failure)
+            found = try scan(after: failure)
         }
-        guard let descriptor else { throw failure ?? .notFound("the system-service table") }
-        return try check(descriptor, serviceEntry: stub?.serviceEntry, source: source)
+        guard let found else { throw failure ?? .notFound("the system-service table") }
+        return try check(found, serviceEntry: stub?.serviceEntry, source: source)
     }
 
     private func exportedStub(failure: inout DiscoveryError?) -> SystemCallStub.Kernel? {
@@ -59,9 +67,9 @@ struct ServiceTableFinder {
     }
 
     /// Follows the dispatcher's straight path until it loads the two descriptor tables.
-    private func follow(from start: GuestVirtualAddress) throws(DiscoveryError) -> GuestVirtualAddress? {
+    private func follow(from start: GuestVirtualAddress) throws(DiscoveryError) -> Pair? {
         var address = start
-        var r10: UInt64?
+        var r10: (table: UInt64, at: GuestVirtualAddress)?
         var r11: UInt64?
         for _ in 0..<Self.maximumInstructions {
             let next = address
@@ -73,10 +81,10 @@ struct ServiceTableFinder {
             let loaded = instruction.mnemonic == .lea ? instruction.operands[1].memory?.absoluteAddress : nil
             if let loaded, instruction.destination == .r11 {
                 // The two tables are loaded one right after the other.
-                if let r10 { return GuestVirtualAddress(r10) }
+                if let r10 { return Pair(descriptor: GuestVirtualAddress(r10.table), address: r10.at) }
                 r11 = loaded
             }
-            r10 = instruction.destination == .r10 ? loaded : nil
+            r10 = instruction.destination == .r10 ? loaded.map { ($0, next) } : nil
             if instruction.isUnconditionalJump {
                 if let target = instruction.relativeTarget {
                     address = GuestVirtualAddress(target)
@@ -94,13 +102,13 @@ struct ServiceTableFinder {
     }
 
     /// Searches all code for the pair and the TEST (F7) that follows it.
-    private func scan(after failure: DiscoveryError?) throws(DiscoveryError) -> GuestVirtualAddress? {
+    private func scan(after failure: DiscoveryError?) throws(DiscoveryError) -> Pair? {
         let any = BytePattern.wildcard
         let elements: [UInt16] = [
             0x4c, 0x8d, 0x15, any, any, any, any, 0x4c, 0x8d, 0x1d, any, any, any, any, 0xf7,
         ]
         guard let pattern = try? BytePattern(elements) else { return nil }
-        var found: [GuestVirtualAddress] = []
+        var found: [Pair] = []
         var gap: MemoryError?
         for section in kernel.image.sections where section.isExecutable && !section.isDiscardable {
             let code = try kernel.code(of: section)
@@ -108,10 +116,14 @@ struct ServiceTableFinder {
             for offset in pattern.matches(in: code) {
                 guard let distance = code.load(Int32.self, at: offset + 3) else { continue }
                 let target = code.address + UInt64(offset + 7) + UInt64(bitPattern: Int64(distance))
-                if kernel.image.contains(target), !found.contains(target) { found.append(target) }
+                if kernel.image.contains(target), !found.contains(where: { $0.descriptor == target }) {
+                    found.append(Pair(descriptor: target, address: code.address + UInt64(offset)))
+                }
             }
         }
-        if found.count > 1 { throw .ambiguous("the system-service descriptor table", candidates: found) }
+        if found.count > 1 {
+            throw .ambiguous("the system-service descriptor table", candidates: found.map(\.descriptor))
+        }
         if found.isEmpty, let gap { throw DiscoveryError(gap, reading: "the system-call dispatcher") }
         if found.isEmpty, let failure { throw failure }
         return found.first
@@ -119,8 +131,9 @@ struct ServiceTableFinder {
 
     /// A descriptor is believed if its table lies in the kernel and exported services lead where they must.
     private func check(
-        _ descriptor: GuestVirtualAddress, serviceEntry: GuestVirtualAddress?, source: ServiceTable.Source
+        _ pair: Pair, serviceEntry: GuestVirtualAddress?, source: ServiceTable.Source
     ) throws(DiscoveryError) -> ServiceTable {
+        let descriptor = pair.descriptor
         // KSERVICE_TABLE_DESCRIPTOR: Base, Count, Limit, Number.
         let (base, limit) = try reading("the service descriptor at \(descriptor)") { () throws(MemoryError) in
             (try kernel.memory.pointer(at: descriptor), try kernel.memory.load(UInt32.self, at: descriptor + 16))
@@ -133,8 +146,8 @@ struct ServiceTableFinder {
                 : .malformed("a service table at \(base) with \(limit) entries", at: descriptor)
         }
         var table = ServiceTable(
-            descriptor: descriptor, base: base, limit: limit, serviceEntry: serviceEntry, source: source,
-            confirmations: [], contradictions: [])
+            descriptor: descriptor, base: base, limit: limit, dispatcher: pair.address,
+            serviceEntry: serviceEntry, source: source, confirmations: [], contradictions: [])
         compare(&table)
         guard !table.confirmations.isEmpty, table.contradictions.count < table.confirmations.count else {
             throw .malformed(

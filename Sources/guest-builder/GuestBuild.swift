@@ -22,6 +22,16 @@ struct GuestBuild {
         "-mgeneral-regs-only", "-Wall", "-Wextra", "-Werror", "-O2",
     ]
 
+    /// Agents run wherever they lie in the guest's memory, and are flat images without a loader.
+    static let agentFlags = [
+        "--target=x86_64-unknown-none-elf", "-std=c17", "-ffreestanding", "-fpie",
+        "-mcmodel=small", "-fno-stack-protector", "-fno-ident", "-fno-asynchronous-unwind-tables",
+        "-mno-red-zone", "-mgeneral-regs-only", "-fno-jump-tables", "-Wall", "-Wextra", "-Werror", "-O2",
+    ]
+
+    /// Every agent is a folder of its own in `agents`, beside what they have in common.
+    static let agents = ["heartbeat", "ptfilter"]
+
     /// Kernel sources that differ between the two shapes of re-entry; all
     /// others are compiled once for each optimisation.
     static let shapedSources: Set = ["NtSetSystemPowerState.c", "reentry.c", "variant.c"]
@@ -38,6 +48,14 @@ struct GuestBuild {
     }
 
     func run() async throws {
+        switch options.product {
+        case .guest: try await buildGuest()
+        case .agents: try await buildAgents()
+        }
+        try FileManager.default.removeItem(at: objects)
+    }
+
+    private func buildGuest() async throws {
         let loader = try compileLoader()
         let user = try compileUser()
         let kernel = try compileKernel()
@@ -49,7 +67,6 @@ struct GuestBuild {
         for variant in Variant.all {
             try linkKernel(variant, kernel.objects(variant))
         }
-        try FileManager.default.removeItem(at: objects)
     }
 
     /// C and assembly files below a folder of the guest, in a fixed order.
@@ -81,7 +98,8 @@ extension GuestBuild {
     private func compileAll(
         _ folder: String, flags: [String]
     ) throws -> (commands: [Command], objects: [URL]) {
-        let pairs = try sources(folder).map { compile($0, flags: flags, suffix: folder) }
+        let suffix = folder.replacingOccurrences(of: "/", with: "-")
+        let pairs = try sources(folder).map { compile($0, flags: flags, suffix: suffix) }
         return (pairs.map(\.0), pairs.map(\.1))
     }
 
@@ -121,6 +139,27 @@ extension GuestBuild {
                 "/nologo", "/subsystem:native", "/nodefaultlib", "/entry:ProgramEntry",
                 "/base:0x140000000", "/Brepro", "/out:\(artifact("app.exe"))", library,
             ] + (user["app"] ?? []).map(\.path)
+        ).run()
+    }
+}
+
+// MARK: - The agents
+
+extension GuestBuild {
+    private func buildAgents() async throws {
+        let common = try compileAll("agents/common", flags: Self.agentFlags)
+        let agents = try Self.agents.map { name in
+            (name, try compileAll("agents/\(name)", flags: Self.agentFlags))
+        }
+        try await Command.runAll(common.commands + agents.flatMap(\.1.commands), jobs: options.jobs)
+        for (name, agent) in agents { try linkAgent(name, common.objects + agent.objects) }
+    }
+
+    private func linkAgent(_ name: String, _ agent: [URL]) throws {
+        let script = options.sources.appendingPathComponent("agents/common/agent.ld").path
+        try Command(
+            tool: toolchain.ldLld,
+            arguments: ["-T", script, "--oformat", "binary", "-o", artifact("\(name).agent")] + agent.map(\.path)
         ).run()
     }
 }

@@ -20,13 +20,19 @@ struct GuestBuilder {
 /// The command line.
 struct Options {
     static let usage = """
-        usage: guest-builder --sources GUEST-FOLDER --output FOLDER [--clang PATH] [--jobs N]
+        usage: guest-builder --sources GUEST-FOLDER --output FOLDER [--product guest|agents] [--clang PATH] [--jobs N]
         """
+
+    enum Product: String {
+        case guest, agents
+    }
 
     /// The folder `Guest` of the package.
     let sources: URL
     /// Where the artifacts go; made if it is missing.
     let output: URL
+    /// What to build; the guest, if nothing else was asked for.
+    let product: Product
     /// The compiler to use; the linkers are looked for beside it first.
     let clang: URL?
     /// How many compilers run at a time.
@@ -36,7 +42,7 @@ struct Options {
         var values: [String: String] = [:]
         var iterator = arguments.makeIterator()
         while let name = iterator.next() {
-            guard ["--sources", "--output", "--clang", "--jobs"].contains(name),
+            guard ["--sources", "--output", "--product", "--clang", "--jobs"].contains(name),
                 let value = iterator.next()
             else { throw BuildError.usage("\(name) is not understood\n\(Self.usage)") }
             values[name] = value
@@ -44,6 +50,10 @@ struct Options {
         guard let sources = values["--sources"], let output = values["--output"] else {
             throw BuildError.usage("--sources and --output are needed\n\(Self.usage)")
         }
+        guard let product = Product(rawValue: values["--product"] ?? "guest") else {
+            throw BuildError.usage("--product is guest or agents\n\(Self.usage)")
+        }
+        self.product = product
         self.sources = URL(fileURLWithPath: sources, isDirectory: true)
         self.output = URL(fileURLWithPath: output, isDirectory: true)
         self.clang = values["--clang"].map { URL(fileURLWithPath: $0) }

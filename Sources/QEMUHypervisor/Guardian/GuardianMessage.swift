@@ -74,6 +74,7 @@ extension GuardianMessage {
                 words = [Kind.hold.rawValue, UInt64(caller.slot)]
             }
             tail = withUnsafeBytes(of: caller.registers) { Array($0) }
+            if let vectors = caller.vectors { tail += withUnsafeBytes(of: vectors) { Array($0) } }
         case .sentOff(let slot): words = [Kind.sentOff.rawValue, UInt64(slot)]
         case .release(let slot): words = [Kind.release.rawValue, UInt64(slot)]
         case .farewell: words = [Kind.farewell.rawValue]
@@ -98,9 +99,16 @@ extension GuardianMessage {
             guard let length = int(1), let address = word(2).map(GuestVirtualAddress.init) else { return nil }
             return length == 0 ? .execution(address) : .access(address, length: length)
         }
-        func registers(after words: Int) -> Registers? {
-            guard bytes.count == 8 * words + MemoryLayout<Registers>.size else { return nil }
-            return bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 8 * words, as: Registers.self) }
+        func registers(after words: Int) -> (general: Registers, vectors: VectorRegisters?)? {
+            let end = 8 * words + MemoryLayout<Registers>.size
+            let hasVectors = bytes.count == end + MemoryLayout<VectorRegisters>.size
+            guard bytes.count == end || hasVectors else { return nil }
+            return bytes.withUnsafeBytes {
+                (
+                    $0.loadUnaligned(fromByteOffset: 8 * words, as: Registers.self),
+                    hasVectors ? $0.loadUnaligned(fromByteOffset: end, as: VectorRegisters.self) : nil
+                )
+            }
         }
         guard let kind = word(0).flatMap(Kind.init) else { return nil }
         switch kind {
@@ -133,14 +141,16 @@ extension GuardianMessage {
             self = .patch(patch)
         case .hold:
             guard let slot = int(1), let registers = registers(after: 2) else { return nil }
-            self = .hold(HeldCaller(slot: slot, registers: registers))
+            self = .hold(HeldCaller(slot: slot, registers: registers.general, vectors: registers.vectors))
         case .holdInDelay:
             guard let slot = int(1), let entry = word(2), let arrivalRSP = word(3), let index = int(4),
                 let registers = registers(after: 5)
             else { return nil }
             let delay = HeldCaller.Delay(
                 entry: GuestVirtualAddress(entry), arrivalRSP: arrivalRSP, vcpu: VCPU(index))
-            self = .hold(HeldCaller(slot: slot, registers: registers, delay: delay))
+            self = .hold(
+                HeldCaller(
+                    slot: slot, registers: registers.general, delay: delay, vectors: registers.vectors))
         case .sentOff:
             guard let slot = int(1) else { return nil }
             self = .sentOff(slot: slot)

@@ -214,6 +214,10 @@ struct GuardianRecovery {
     private func putBack(_ caller: HeldCaller, onThread thread: Int) throws(HypervisorError) {
         let current = try registers(ofThread: thread)
         try write(caller.registers, over: current)
+        guard let vectors = caller.vectors else { return }
+        for change in RegisterCodec(try stub.description()).writes(of: vectors) {
+            try stub.writeRegister(number: change.number, change.bytes)
+        }
     }
 
     /// Writes the selected thread's registers.

@@ -1,0 +1,621 @@
+import Detours
+import GuestMemory
+import HypervisorInterface
+import WindowsGuest
+import X86
+
+/// Where a thread was borrowed that makes an agent's calls.
+public enum BorrowingPlace: String, Equatable, Sendable {
+    /// In the system-call dispatcher: whichever thread made the next system call.
+    case systemCall = "system-call"
+    /// At the power function's entry: the caller that waits anyway.
+    case powerCall = "power-call"
+}
+
+/// How an agent's memory was got rid of.
+public enum WithdrawalWay: Equatable, Sendable {
+    /// Its thread left, and a borrowed thread gave its memory back.
+    case freed(BorrowingPlace)
+    /// Its thread left and gave the memory back itself.
+    case byItself
+    /// The guest was crashing: its pages were filled with zeroes.
+    case zeroed
+}
+
+/// What becomes of agents.
+public enum AgentEvent: Equatable, Sendable {
+    /// It is in the guest and runs. With the time since it was asked for, and how often the guest stopped for it.
+    case deployed(agent: String, base: GuestVirtualAddress, size: Int, duration: Duration, place: BorrowingPlace)
+    /// Nothing of it is in the guest any more. With the time since that was asked for.
+    case withdrawn(agent: String, duration: Duration, way: WithdrawalWay)
+    /// Nothing leads to it any more, but its memory is still there.
+    case neutralised(agent: String, base: GuestVirtualAddress, reason: String)
+    /// It was not deployed.
+    case failed(agent: String, reason: String)
+    case report(agent: String, AgentReport)
+}
+
+/// Puts agents into the guest and takes them out again, one at a time.
+///
+/// Calls of the guest's functions (its allocator's, the agents' own) are made by threads that somebody has borrowed
+/// and offers here: `nextCall` says what such a thread is to do, `returned` takes what came of it. Every step has a
+/// deadline; whatever happens, each agent ends in a state of rest, and who waits for it is told.
+public final class AgentManager {
+    public enum State: Equatable, Sendable {
+        /// Not in the guest.
+        case absent
+        /// Being put there.
+        case injecting
+        case deployed
+        /// Nothing leads to it any more, but somebody is still in it.
+        case draining
+        /// Nobody is in it; its memory is being given back.
+        case unloading
+        /// Not in the guest, for this reason.
+        case failed(String)
+        /// Nothing leads to it, but its memory could not be given back.
+        case neutralised
+    }
+
+    /// How long each step may take.
+    public struct Deadlines: Equatable, Sendable {
+        /// Until a thread comes by that can be borrowed.
+        public var thread = Duration.seconds(30)
+        /// One call of a guest's function.
+        public var call = Duration.seconds(5)
+        /// From the wish to take it out until it is out.
+        public var withdrawal = Duration.seconds(5)
+
+        public init() {}
+    }
+
+    /// How long a sign of life of the host's is good for. In rounds of an agent's thread it is what that makes.
+    public static let lease = Duration.seconds(10)
+    /// How often it is renewed.
+    public static let leaseInterval = Duration.milliseconds(500)
+
+    /// "Vigl".
+    static let poolTag: UInt32 = 0x6c67_6956
+    /// POOL_TYPE NonPagedPool, memory that code can run in.
+    static let nonPagedPool: UInt64 = 0
+
+    private final class Agent {
+        let program: any AgentProgram
+        var state = State.absent
+        var memory: AgentMemory?
+        /// It shall be in the guest.
+        var isWanted = false
+        var stepDeadline: Deadline
+        var began: Deadline
+        /// It is on its way in, but shall not stay.
+        var isCancelled = false
+        /// What went wrong on the way in.
+        var failure: AgentError?
+        /// Its thread was told to go.
+        var isSignalled = false
+        /// Nothing of the kernel's leads to it.
+        var isDetached = true
+
+        init(_ program: any AgentProgram, now: Deadline) {
+            self.program = program
+            stepDeadline = now
+            began = now
+        }
+    }
+
+    /// A call that a borrowed thread is making.
+    private struct Call {
+        enum Purpose { case allocate, start, signal, free }
+        var agent: Agent
+        var purpose: Purpose
+        var place: BorrowingPlace
+        var deadline: Deadline
+        /// Which of the threads that are away makes it; nil until that one has been sent off.
+        var slot: Int?
+        /// Its deadline has passed; what it returns is only cleaned up after.
+        var isOverdue = false
+    }
+
+    public let effects: GuestEffects
+    public var deadlines = Deadlines()
+    /// Agents that change code are not deployed without this.
+    public let allowVisiblePatches: Bool
+    /// Where threads are borrowed for a withdrawal that callers wait for.
+    public var withdrawalPlace = BorrowingPlace.powerCall
+
+    private let kernel: WindowsKernel
+    private let functions: AgentFunctions
+    private let report: (AgentEvent) -> Void
+    private let now: () -> Deadline
+    private var agents: [Agent] = []
+    private var calls: [Call] = []
+    private var leaseValue: UInt32 = 1
+    private var nextLease: Deadline
+    /// Agents are not put into the guest now.
+    private var isSuspended = false
+
+    public init(
+        _ programs: [any AgentProgram], kernel: WindowsKernel, functions: AgentFunctions, effects: GuestEffects,
+        allowVisiblePatches: Bool, now: @escaping () -> Deadline = { ContinuousClock.now },
+        report: @escaping (AgentEvent) -> Void
+    ) {
+        self.kernel = kernel
+        self.functions = functions
+        self.effects = effects
+        self.allowVisiblePatches = allowVisiblePatches
+        self.now = now
+        self.report = report
+        nextLease = now()
+        agents = programs.map { Agent($0, now: now()) }
+    }
+
+    // MARK: What is where
+
+    public func state(of name: String) -> State? { agents.first { $0.program.name == name }?.state }
+
+    public var names: [String] { agents.map(\.program.name) }
+
+    /// Agents that run in the guest now.
+    public var deployed: [String] { agents.filter { $0.state == .deployed }.map(\.program.name) }
+
+    /// Something of an agent is in the guest, or on its way, that is not known to be harmless.
+    public var isOutstanding: Bool {
+        isCalling || agents.contains { [.deployed, .injecting, .draining, .unloading].contains($0.state) }
+    }
+
+    /// Whether anything is under way: being put in or taken out.
+    public var isBusy: Bool {
+        isCalling || agents.contains { [.injecting, .draining, .unloading].contains($0.state) }
+    }
+
+    /// A call is under way that is still waited for.
+    private var isCalling: Bool { calls.contains { !$0.isOverdue } }
+
+    /// The kernel's bytes that agents have replaced.
+    public var ownPatches: [CodePatch.Place] { agents.flatMap(\.program.ownPatches) }
+
+    /// A thread has to be borrowed where system calls are made: something is to be called, and nobody offers himself.
+    public var wantsThread: Bool { !isCalling && pendingCall() != nil }
+
+    // MARK: Wishes
+
+    /// Asks for an agent to be in the guest, or not to be.
+    public func want(_ name: String, _ isWanted: Bool) throws(AgentError) {
+        guard let agent = agents.first(where: { $0.program.name == name }) else {
+            throw .unsupported("there is no agent called \(name)")
+        }
+        if isWanted, agent.program.patchesCode, !allowVisiblePatches { throw .visiblePatches(agent: name) }
+        agent.isWanted = isWanted
+        if isWanted {
+            begin(agent)
+        } else {
+            try withdraw(agent)
+        }
+    }
+
+    /// Takes everything out, for as long as `resume` is not called. The machine stands.
+    public func suspend() throws(AgentError) {
+        isSuspended = true
+        for agent in agents { try withdraw(agent) }
+    }
+
+    /// Puts what is wanted back in.
+    public func resume() {
+        isSuspended = false
+        for agent in agents where agent.isWanted { begin(agent) }
+    }
+
+    private func begin(_ agent: Agent) {
+        guard !isSuspended else { return }
+        switch agent.state {
+        case .absent, .failed, .neutralised: break
+        case .injecting, .deployed, .draining, .unloading: return
+        }
+        agent.state = .injecting
+        agent.isCancelled = false
+        agent.failure = nil
+        agent.memory = nil
+        agent.isSignalled = false
+        agent.began = now()
+        agent.stepDeadline = agent.began + deadlines.thread
+    }
+
+    /// The machine stands.
+    private func withdraw(_ agent: Agent) throws(AgentError) {
+        switch agent.state {
+        case .absent, .failed, .neutralised, .draining, .unloading: return
+        case .injecting:
+            agent.began = now()
+            agent.stepDeadline = agent.began + deadlines.withdrawal
+            if calls.contains(where: { $0.agent === agent }) || agent.memory != nil {
+                agent.isCancelled = true
+            } else {
+                agent.state = .absent
+            }
+        case .deployed:
+            agent.began = now()
+            agent.stepDeadline = agent.began + deadlines.withdrawal
+            agent.state = .draining
+            try detach(agent)
+        }
+    }
+
+    private func detach(_ agent: Agent) throws(AgentError) {
+        guard !agent.isDetached else { return }
+        try agent.program.detach()
+        agent.isDetached = true
+    }
+
+    // MARK: Calls
+
+    /// The next call that has to be made, if one can be made now.
+    private func pendingCall() -> (agent: Agent, purpose: Call.Purpose)? {
+        // What is on its way out comes first.
+        if let agent = agents.first(where: { $0.state == .unloading }) { return (agent, .free) }
+        if let agent = agents.first(where: { $0.state == .draining && !$0.isSignalled }) { return (agent, .signal) }
+        guard let agent = agents.first(where: { $0.state == .injecting }) else { return nil }
+        if agent.memory == nil { return agent.isCancelled ? nil : (agent, .allocate) }
+        return (agent, agent.isCancelled || agent.failure != nil ? .free : .start)
+    }
+
+    /// Somebody has a thread, stopped where it can call functions of the guest.
+    /// - Returns: what it is to do; nil where there is nothing to do for it now.
+    public func nextCall(from place: BorrowingPlace) throws(AgentError) -> GuestCall? {
+        guard !isCalling else { return nil }
+        try lookAtDraining()
+        guard let (agent, purpose) = pendingCall() else { return nil }
+        if place == .powerCall, withdrawalPlace == .systemCall, now() < fallback(agent) { return nil }
+        let guestCall: GuestCall
+        switch (purpose, agent.memory) {
+        case (.allocate, _):
+            guestCall = GuestCall(
+                functions.allocate,
+                [
+                    .value(Self.nonPagedPool), .value(UInt64(agent.program.image.size)),
+                    .value(UInt64(Self.poolTag)),
+                ])
+        case (.start, let memory?):
+            guestCall = GuestCall(memory.base + UInt64(memory.image.start), [.value(memory.base.rawValue)])
+        case (.signal, let memory?):
+            try memory.store(1, in: .stopWanted)
+            // The event, no increment of priority, no wait to follow.
+            guestCall = GuestCall(
+                functions.setEvent,
+                [.value(memory.base.rawValue + AgentMemory.Field.event.rawValue), .value(0), .value(0)])
+        case (.free, let memory?):
+            guestCall = GuestCall(functions.free, [.value(memory.base.rawValue), .value(UInt64(Self.poolTag))])
+        case (_, nil): return nil
+        }
+        calls.append(Call(agent: agent, purpose: purpose, place: place, deadline: now() + deadlines.call))
+        return guestCall
+    }
+
+    /// The thread was sent off to make the call.
+    /// - Parameter slot: what it is recognised by when it comes back.
+    public func didSend(slot: Int) {
+        guard let index = calls.firstIndex(where: { $0.slot == nil }) else { return }
+        calls[index].slot = slot
+    }
+
+    /// A withdrawal that no system call came for is made from where its caller waits.
+    private func fallback(_ agent: Agent) -> Deadline { agent.stepDeadline - deadlines.withdrawal / 2 }
+
+    /// The thread could not be sent off: nothing was called.
+    public func couldNotSend() { calls.removeAll { $0.slot == nil } }
+
+    /// Whether a thread that was borrowed for this is still of use: it can wait for the next call.
+    public var keepsThread: Bool {
+        !isCalling && agents.contains { $0.state == .draining || $0.state == .unloading }
+    }
+
+    /// A call has come back. The machine stands.
+    public func returned(slot: Int, _ registers: Registers) throws(AgentError) {
+        guard let index = calls.firstIndex(where: { $0.slot == slot }) else { return }
+        let done = calls.remove(at: index)
+        let agent = done.agent
+        switch done.purpose {
+        case .allocate: try finishAllocation(agent, GuestVirtualAddress(registers.rax), done)
+        case .start: try finishStart(agent, status: UInt32(truncatingIfNeeded: registers.rax), done)
+        case .signal: agent.isSignalled = true
+        case .free: finishFreeing(agent, done)
+        }
+    }
+
+    private func finishAllocation(
+        _ agent: Agent, _ base: GuestVirtualAddress, _ done: Call
+    ) throws(AgentError) {
+        guard base.rawValue != 0 else { return fail(agent, .allocationFailed) }
+        let memory = AgentMemory(base: base, image: agent.program.image, memory: kernel.memory, effects: effects)
+        if let flaw = memory.flaw() {
+            agent.failure = .unusableMemory(base, flaw)
+        } else if !agent.isCancelled, !done.isOverdue {
+            do throws(AgentError) {
+                try load(agent, memory)
+            } catch {
+                if case .hypervisor = error { throw error }
+                agent.failure = error
+            }
+        }
+        agent.memory = memory
+        if done.isOverdue {
+            // It was given up: what it got is given back.
+            agent.isCancelled = true
+            agent.state = .injecting
+            agent.stepDeadline = now() + deadlines.thread
+        }
+    }
+
+    private func load(_ agent: Agent, _ memory: AgentMemory) throws(AgentError) {
+        var bytes = memory.image.bytes
+        func put<Value: FixedWidthInteger & BitwiseCopyable>(_ value: Value, at offset: Int) {
+            withUnsafeBytes(of: value.littleEndian) { bytes.replaceSubrange(offset..<offset + $0.count, with: $0) }
+        }
+        // AGENT in Guest/agents/common/agent.h.
+        let addresses = [
+            functions.createThread, functions.terminateThread, functions.close, functions.initializeEvent,
+            functions.wait, functions.free, functions.sharedData,
+        ]
+        for (index, address) in addresses.enumerated() { put(address.rawValue, at: 0x28 + 8 * index) }
+        let interval = UInt32(clamping: max(1, agent.program.interval.milliseconds))
+        let rounds =
+            effects.machine.writesDataWhileRunning
+            ? UInt32(clamping: Self.lease.milliseconds / Int64(interval)) : .max
+        put(Self.poolTag, at: 0x60)
+        put(interval, at: 0x64)
+        put(rounds, at: 0x68)
+        put(leaseValue, at: 0x6c)
+        put(functions.returnInstruction.rawValue, at: 0xd0)
+        // Nothing leads to it unless its program leads something there.
+        put(UInt32(memory.image.gate == nil ? 1 : 0), at: Int(AgentMemory.Field.mayLeave.rawValue))
+        try agent.program.prepare(&bytes, at: memory.base)
+        // What follows the file's bytes is data.
+        let zeroes = [UInt8](repeating: 0, count: memory.image.size - bytes.count)
+        try memory.writeData(zeroes, at: memory.base + UInt64(bytes.count))
+        try memory.writeCode(bytes, at: memory.base)
+    }
+
+    private func finishStart(_ agent: Agent, status: UInt32, _ done: Call) throws(AgentError) {
+        // NTSTATUS: negative is an error.
+        guard Int32(bitPattern: status) >= 0 else {
+            agent.failure = .startFailed(status: status)
+            return
+        }
+        // One that was given up has been told to leave by itself.
+        guard let memory = agent.memory, !done.isOverdue else { return }
+        if agent.isCancelled {
+            agent.state = .draining
+            return
+        }
+        do throws(AgentError) {
+            agent.isDetached = false
+            try agent.program.attach(memory)
+        } catch {
+            try detach(agent)
+            if case .hypervisor = error { throw error }
+            agent.failure = error
+            agent.state = .draining
+            agent.stepDeadline = now() + deadlines.withdrawal
+            return
+        }
+        agent.state = .deployed
+        report(
+            .deployed(
+                agent: agent.program.name, base: memory.base, size: memory.image.size, duration: now() - agent.began,
+                place: done.place))
+    }
+
+    private func finishFreeing(_ agent: Agent, _ done: Call) {
+        let wasIn = agent.state == .unloading
+        agent.memory = nil
+        if let failure = agent.failure {
+            fail(agent, failure)
+        } else {
+            agent.state = .absent
+            if wasIn {
+                report(
+                    .withdrawn(
+                        agent: agent.program.name, duration: now() - agent.began, way: .freed(done.place)))
+            }
+        }
+        // Asked for again meanwhile.
+        if agent.isWanted, agent.failure == nil { begin(agent) }
+    }
+
+    private func fail(_ agent: Agent, _ error: AgentError) {
+        agent.state = .failed(error.description)
+        agent.memory = nil
+        report(.failed(agent: agent.program.name, reason: error.description))
+    }
+
+    // MARK: Draining
+
+    /// Looks whether agents that were told to leave have left. The machine stands, so that what the vCPUs say is
+    /// true of one instant.
+    private func lookAtDraining() throws(AgentError) {
+        let leaving = agents.filter { $0.state == .draining }
+        if leaving.isEmpty { return }
+        let places = try processorsPlaces()
+        for agent in leaving {
+            guard let memory = agent.memory else { continue }
+            if try memory.load(.mayLeave) as UInt32 == 0, !places.contains(where: memory.isInGate) {
+                // Who came by the gate is counted now; the agent's thread waits for them.
+                try memory.store(1, in: .mayLeave)
+            }
+            guard agent.isSignalled, try memory.stage() == .left, try memory.inside() == 0,
+                !places.contains(where: memory.contains)
+            else { continue }
+            agent.state = .unloading
+        }
+    }
+
+    /// Where all vCPUs are, and where those were interrupted that handle an interrupt on a stack of its own (an NMI can
+    /// come where interrupts are off).
+    private func processorsPlaces() throws(AgentError) -> [UInt64] {
+        var places: [UInt64] = []
+        for index in 0..<effects.machine.vcpuCount {
+            let registers = try hypervisor { () throws(HypervisorError) in
+                try effects.machine.registers(of: VCPU(index))
+            }
+            places.append(registers.rip)
+            places += InterruptStacks.interruptedPlaces(registers, in: kernel.memory)
+        }
+        return places
+    }
+
+    // MARK: Time
+
+    /// Does what is due, collects what agents have to say, and says when something is due again.
+    public func tick() throws(AgentError) -> Deadline? {
+        let time = now()
+        try renewLease(time)
+        for agent in agents {
+            if agent.state == .deployed, let memory = agent.memory {
+                for message in try agent.program.collect(from: memory) {
+                    report(.report(agent: agent.program.name, message))
+                }
+            }
+            if agent.stepDeadline <= time { try passDeadline(of: agent) }
+        }
+        for index in calls.indices where calls[index].deadline <= time && !calls[index].isOverdue {
+            calls[index].isOverdue = true
+            try passDeadline(ofCallFor: calls[index].agent)
+        }
+        var next = agents.filter { [.injecting, .draining, .unloading].contains($0.state) }.map(\.stepDeadline)
+        next += calls.filter { !$0.isOverdue }.map(\.deadline)
+        if agents.contains(where: { $0.state == .deployed }) { next.append(nextLease) }
+        return next.min()
+    }
+
+    private func renewLease(_ time: Deadline) throws(AgentError) {
+        guard nextLease <= time, effects.machine.writesDataWhileRunning else { return }
+        nextLease = time + Self.leaseInterval
+        leaseValue &+= 1
+        for agent in agents where agent.state == .deployed {
+            guard let memory = agent.memory, memory.isThere() else { continue }
+            try memory.store(leaseValue, in: .lease)
+        }
+    }
+
+    private func passDeadline(of agent: Agent) throws(AgentError) {
+        switch agent.state {
+        case .absent, .deployed, .failed, .neutralised: return
+        case .injecting:
+            // A call that is under way has a deadline of its own.
+            if calls.contains(where: { $0.agent === agent && !$0.isOverdue }) { return }
+            if agent.memory == nil {
+                fail(agent, .timedOut("no thread of the guest came by in \(deadlines.thread) that could be borrowed"))
+            } else {
+                try neutralise(agent, "no thread came by that could give its memory back")
+            }
+        case .draining:
+            let reason =
+                agent.isSignalled
+                ? "somebody was still in it after \(deadlines.withdrawal)"
+                : "no thread came by in \(deadlines.withdrawal) that could tell it to leave"
+            try neutralise(agent, reason)
+        case .unloading: try neutralise(agent, "no thread came by that could give its memory back")
+        }
+    }
+
+    private func passDeadline(ofCallFor agent: Agent) throws(AgentError) {
+        let reason = "a call of the guest's did not come back in \(deadlines.call)"
+        if agent.memory == nil {
+            fail(agent, .timedOut(reason))
+        } else {
+            try neutralise(agent, reason)
+        }
+    }
+
+    /// Gives up waiting for everything that is on its way out: nothing leads to it from now on. The machine stands.
+    public func giveUp(because reason: String) throws(AgentError) {
+        for agent in agents where [.draining, .unloading, .injecting].contains(agent.state) {
+            if agent.memory == nil {
+                agent.state = .absent
+                agent.isCancelled = true
+            } else {
+                try neutralise(agent, reason)
+            }
+        }
+        for index in calls.indices { calls[index].isOverdue = true }
+    }
+
+    /// Nothing leads to the agent any more, and its thread leaves as soon as it can, by itself.
+    private func neutralise(_ agent: Agent, _ reason: String) throws(AgentError) {
+        guard let memory = agent.memory else { return }
+        if !agent.isDetached { try whilePaused { () throws(AgentError) in try detach(agent) } }
+        agent.state = .neutralised
+        if memory.isThere() {
+            try? memory.store(1, in: .mayLeave)
+            try? memory.store(2, in: .stopWanted)
+        }
+        report(.neutralised(agent: agent.program.name, base: memory.base, reason: reason))
+    }
+
+    // MARK: Ends
+
+    /// Leaves agents to leave by themselves: nothing leads to them, and their threads give their memory back.
+    /// The machine stands.
+    public func release() throws(AgentError) {
+        isSuspended = true
+        for agent in agents {
+            try detach(agent)
+            guard let memory = agent.memory, agent.state == .deployed, memory.isThere() else { continue }
+            try memory.store(1, in: .mayLeave)
+            try memory.store(2, in: .stopWanted)
+            agent.state = .draining
+            agent.isSignalled = true
+            agent.began = now()
+        }
+    }
+
+    /// The guest crashes: no instruction of an agent's executes any more. Their pages are zeroed, so that a dump has
+    /// nothing of them. The machine stands.
+    public func zeroEverything() throws(AgentError) {
+        isSuspended = true
+        let time = now()
+        for agent in agents {
+            try detach(agent)
+            guard let memory = agent.memory else { continue }
+            try memory.writeData([UInt8](repeating: 0, count: memory.image.size), at: memory.base)
+            agent.memory = nil
+            agent.state = .absent
+            report(.withdrawn(agent: agent.program.name, duration: now() - time, way: .zeroed))
+        }
+        calls = []
+    }
+
+    /// The guest was reset: nothing is there any more.
+    public func forgetEverything() {
+        calls = []
+        for agent in agents {
+            agent.program.forget()
+            agent.memory = nil
+            agent.isDetached = true
+            agent.state = .absent
+        }
+    }
+
+    /// Runs `body` while the machine stands.
+    private func whilePaused(_ body: () throws(AgentError) -> Void) throws(AgentError) {
+        var failure: AgentError?
+        try hypervisor { () throws(HypervisorError) in
+            try effects.withPaused { () throws(HypervisorError) in
+                do throws(AgentError) { try body() } catch { failure = error }
+            }
+        }
+        if let failure { throw failure }
+    }
+
+    private func hypervisor<Value>(
+        _ body: () throws(HypervisorError) -> Value
+    ) throws(AgentError) -> Value {
+        do throws(HypervisorError) { return try body() } catch { throw .hypervisor(error) }
+    }
+}
+
+extension Duration {
+    var milliseconds: Int64 {
+        let (seconds, attoseconds) = components
+        return seconds &* 1000 &+ attoseconds / 1_000_000_000_000_000
+    }
+}

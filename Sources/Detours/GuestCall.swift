@@ -1,0 +1,164 @@
+import GuestMemory
+import HypervisorInterface
+import WindowsGuest
+import X86
+
+/// A call of a function of the guest's, for a thread to make that Vigil has borrowed.
+public struct GuestCall: Equatable, Sendable {
+    public enum Argument: Equatable, Sendable {
+        case value(UInt64)
+        /// The address of a 64-bit value, which lies on the thread's stack. One argument can be such.
+        case pointer(to: UInt64)
+    }
+
+    public var function: GuestVirtualAddress
+    /// Four at most: those that travel in registers (RCX, RDX, R8, R9).
+    public var arguments: [Argument]
+
+    public init(_ function: GuestVirtualAddress, _ arguments: [Argument]) {
+        self.function = function
+        self.arguments = arguments
+    }
+}
+
+/// Sends threads into functions of the guest, and gives them their registers back, without a write of Vigil's to the
+/// guest's memory.
+///
+/// The thread stands where Vigil stopped it. It is given the registers of the call, with the intercepted function's
+/// entry as return address, so that it comes back to the entry's breakpoint; then it gets its own registers back, or
+/// another call. The values that have to be on its stack are pushed there by an instruction of the guest, below what
+/// the thread has there itself.
+///
+///     the base: the thread's stack pointer, or the next word below it that is a function's at its entry
+///                            -0x08  a value that an argument points to
+///                            -0x28  home space of the function (four words, its own)
+///                            -0x30  the entry: the function's return address
+///
+/// At the intercepted function's entry the vector registers that a function need not preserve (XMM0 to XMM5) hold
+/// nothing; of threads stopped elsewhere they are put back too.
+struct GuestCaller {
+    /// From the base down to where the stack pointer is when the function has returned.
+    static let arrivalOffset: UInt64 = 0x28
+    private static let returnAddressOffset: UInt64 = 0x30
+    private static let valueOffset: UInt64 = 0x08
+    private static let registers: [WritableKeyPath<Registers, UInt64> & Sendable] = [\.rcx, \.rdx, \.r8, \.r9]
+
+    /// How often a push is stepped over: QEMU can end a step for business of its own, with nothing executed.
+    private static let stepAttempts = 8
+
+    /// Where the calls return to. Where an inline detour is armed, the jump there leads on to where callers are
+    /// stopped; where it is not any more, the caller is at the function all the same.
+    let entry: GuestVirtualAddress
+    /// Where callers of the function are stopped.
+    let stopAddress: GuestVirtualAddress
+    let push: PushInstruction
+    let effects: GuestEffects
+    let memory: KernelMemory
+
+    /// Where below a thread's stack pointer a call begins: where it would be at a function's entry, 8 bytes off a
+    /// multiple of 16.
+    static func base(_ rsp: UInt64) -> UInt64 { ((rsp &- 8) & ~0xf) &+ 8 }
+
+    static func arrivalRSP(of thread: Registers) -> UInt64 { base(thread.rsp) &- arrivalOffset }
+
+    /// Sends a thread off.
+    /// - Parameters:
+    ///   - thread: its own registers, where it was stopped.
+    ///   - vectors: its vector registers, where those have to be kept.
+    ///   - current: the vCPU's registers now: these, or those that it came back from another call with.
+    /// - Throws: `cannotWait`, with the thread's registers as they were.
+    func send(
+        _ thread: Registers, _ vectors: VectorRegisters?, into call: GuestCall, slot: Int, on vcpu: VCPU,
+        current: Registers
+    ) throws(DetourError) {
+        let base = Self.base(thread.rsp)
+        let returnSlot = base &- Self.returnAddressOffset
+        let valueSlot = base &- Self.valueOffset
+        var calling = thread
+        calling.rip = call.function.rawValue
+        calling.rsp = returnSlot
+        var words = [(place: returnSlot, value: entry.rawValue)]
+        for (argument, register) in zip(call.arguments, Self.registers) {
+            switch argument {
+            case .value(let value): calling[keyPath: register] = value
+            case .pointer(let value):
+                calling[keyPath: register] = valueSlot
+                words.insert((valueSlot, value), at: 0)
+            }
+        }
+        // A push that faults could not be taken back.
+        for (place, _) in words { try demandStack(place) }
+        try announceWork(on: thread, vectors, slot: slot, vcpu)
+        var registers = current
+        for (place, value) in words where value != word(at: place) {
+            try self.push(value, to: place, on: vcpu, &registers)
+            guard registers.rip == push.address.rawValue &+ 1, registers.rsp == place, word(at: place) == value else {
+                try putBack(thread, vectors, slot: slot, on: vcpu, current: registers)
+                throw .cannotWait("a push of the guest's own did not push")
+            }
+        }
+        try control { () throws(HypervisorError) in
+            try effects.setRegisters(of: vcpu, from: registers, to: calling)
+            try effects.noteSentOff(slot: slot)
+        }
+    }
+
+    /// Gives a thread that has come back its own registers.
+    func takeBack(
+        _ thread: Registers, _ vectors: VectorRegisters?, slot: Int, on vcpu: VCPU, current: Registers
+    ) throws(DetourError) {
+        try announceWork(on: thread, vectors, slot: slot, vcpu)
+        try putBack(thread, vectors, slot: slot, on: vcpu, current: current)
+    }
+
+    /// Its registers are known to the guardian before any of them changes.
+    private func announceWork(
+        on thread: Registers, _ vectors: VectorRegisters?, slot: Int, _ vcpu: VCPU
+    ) throws(DetourError) {
+        // Whoever takes over after Vigil has put the function back before.
+        let registers = thread.rip == stopAddress.rawValue ? thread.standing(at: entry) : thread
+        let delay = HeldCaller.Delay(entry: entry, arrivalRSP: Self.arrivalRSP(of: thread), vcpu: vcpu)
+        try control { () throws(HypervisorError) in
+            try effects.noteHold(HeldCaller(slot: slot, registers: registers, delay: delay, vectors: vectors))
+        }
+    }
+
+    func putBack(
+        _ thread: Registers, _ vectors: VectorRegisters?, slot: Int, on vcpu: VCPU, current: Registers
+    ) throws(DetourError) {
+        try control { () throws(HypervisorError) in
+            try effects.setRegisters(of: vcpu, from: current, to: thread)
+            if let vectors { try effects.setVectorRegisters(of: vcpu, to: vectors) }
+            try effects.noteRelease(slot: slot)
+        }
+    }
+
+    /// Lets the guest push a value. Afterwards `registers` are the vCPU's.
+    private func push(
+        _ value: UInt64, to place: UInt64, on vcpu: VCPU, _ registers: inout Registers
+    ) throws(DetourError) {
+        var pushing = registers
+        pushing.rip = push.address.rawValue
+        pushing.rsp = place &+ 8
+        pushing[keyPath: push.register] = value
+        let before = registers
+        registers = try control { () throws(HypervisorError) in
+            try effects.setRegisters(of: vcpu, from: before, to: pushing)
+            var after = pushing
+            for _ in 0..<Self.stepAttempts where after.rip == pushing.rip {
+                try effects.step(vcpu)
+                after = try effects.machine.registers(of: vcpu)
+            }
+            return after
+        }
+    }
+
+    private func demandStack(_ place: UInt64) throws(DetourError) {
+        guard let translation = try? memory.hardware.translate(GuestVirtualAddress(place)), translation.isWritable
+        else { throw .cannotWait("its stack is not there below its stack pointer") }
+    }
+
+    private func word(at place: UInt64) -> UInt64? {
+        try? memory.hardware.load(UInt64.self, at: GuestVirtualAddress(place))
+    }
+}
