@@ -90,7 +90,7 @@ let package = Package(
         .testTarget(
             name: "IntegrationTests",
             dependencies: [
-                "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
+                "Agents", "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
                 "WindowsGuest",
                 "TestSupport", "vigil",
             ],

@@ -262,7 +262,8 @@ import X86
         }
         for offset in [0, 4, 8, 0xc, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x28, 0x2c, 0x30] {
             var bytes = run.image.bytes
-            bytes.replaceSubrange(run.layout.data + offset..<run.layout.data + offset + 4, with: [0xfd, 0xff, 0xff, 0x7f])
+            bytes.replaceSubrange(
+                run.layout.data + offset..<run.layout.data + offset + 4, with: [0xfd, 0xff, 0xff, 0x7f])
             #expect(throws: PageTableFilterError.self, "offset \(offset)") {
                 try PageTableFilterLayout(image: bytes, data: run.image.data, size: run.image.size)
             }
