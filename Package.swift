@@ -51,7 +51,7 @@ let package = Package(
         module(
             "Introspection",
             [
-                "PowerTransitions", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86",
+                "PowerTransitions", "Agents", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86",
                 "HostProcesses",
             ]),
         module("HostProcesses", ["CLinux"]),
@@ -62,7 +62,7 @@ let package = Package(
         .executableTarget(
             name: "vigil",
             dependencies: [
-                "Introspection", "QEMUHypervisor", "BundledGuest", "HostProcesses",
+                "Introspection", "Agents", "QEMUHypervisor", "BundledGuest", "HostProcesses",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: settings),

@@ -129,6 +129,8 @@ public final class AgentManager {
     private let now: () -> Deadline
     private var agents: [Agent] = []
     private var calls: [Call] = []
+    /// Those that were told to leave by themselves.
+    private var leaving: [(agent: Agent, memory: AgentMemory)] = []
     private var leaseValue: UInt32 = 1
     private var nextLease: Deadline
     /// Agents are not put into the guest now.
@@ -558,14 +560,32 @@ public final class AgentManager {
     public func release() throws(AgentError) {
         isSuspended = true
         for agent in agents {
+            guard let memory = agent.memory, agent.state == .deployed else {
+                try withdraw(agent)
+                continue
+            }
             try detach(agent)
-            guard let memory = agent.memory, agent.state == .deployed, memory.isThere() else { continue }
+            agent.began = now()
+            agent.state = .absent
+            guard memory.isThere() else { continue }
             try memory.store(1, in: .mayLeave)
             try memory.store(2, in: .stopWanted)
-            agent.state = .draining
-            agent.isSignalled = true
-            agent.began = now()
+            leaving.append((agent, memory))
         }
+    }
+
+    /// Looks whether those have left that were released. Their memory is theirs to give back, and may be somebody
+    /// else's by then: it is only read.
+    /// - Returns: how many have not yet.
+    public func lookAtReleased() -> Int {
+        for (agent, memory) in leaving {
+            let stage = try? memory.stage()
+            guard !memory.isThere() || (stage != .running && stage != .loaded) else { continue }
+            report(.withdrawn(agent: agent.program.name, duration: now() - agent.began, way: .byItself))
+            agent.memory = nil
+            leaving.removeAll { $0.agent === agent }
+        }
+        return leaving.count
     }
 
     /// The guest crashes: no instruction of an agent's executes any more. Their pages are zeroed, so that a dump has
@@ -587,6 +607,7 @@ public final class AgentManager {
     /// The guest was reset: nothing is there any more.
     public func forgetEverything() {
         calls = []
+        leaving = []
         for agent in agents {
             agent.program.forget()
             agent.memory = nil

@@ -83,7 +83,7 @@ public final class GuestConsole {
             last += 1
             return last
         }
-        if ["help", "symbols", "threads"].contains(command) { printing.insert(number) }
+        if ["help", "pool", "processors", "symbols", "threads"].contains(command) { printing.insert(number) }
         let bytes = Array("#\(number) \(command)\n".utf8)
         var done = 0
         while done < bytes.count {

@@ -1,3 +1,4 @@
+import GuestMemory
 import HypervisorInterface
 
 /// Who holds which of the processor's debug registers.
@@ -11,6 +12,22 @@ public final class DebugRegisterTable {
         case entry
         /// The return of a call, by the caller's stack slot.
         case returnWatch(stackSlot: UInt64)
+        /// Where a thread is borrowed for a call of Vigil's.
+        case injection
+        /// An agent has something to say at once.
+        case agentReport
+        /// Where the guest comes by when it crashes.
+        case bugCheck
+        /// Who writes a page-table entry.
+        case entryWatch(GuestVirtualAddress)
+
+        /// A register that is in use for this is given up where there is none left for what is not.
+        var isExpendable: Bool {
+            switch self {
+            case .bugCheck, .entryWatch: true
+            case .entry, .returnWatch, .injection, .agentReport: false
+            }
+        }
     }
 
     public struct Assignment: Hashable, Sendable {
@@ -29,12 +46,19 @@ public final class DebugRegisterTable {
     /// How many registers are in use. Never more than four.
     public var inUse: Int { registers.count { $0 != nil } }
 
-    /// Takes a free register and sets the site.
-    /// - Returns: false where all are in use, or the site is set already.
+    /// Whether a purpose has a register.
+    public func holds(_ purpose: Purpose) -> Bool { registers.contains { $0?.purpose == purpose } }
+
+    /// Takes a register and sets the site: a free one, or else one that is in use for something expendable.
+    /// - Returns: false where there is none to be had, or the site is set already.
     public func acquire(_ purpose: Purpose, _ site: BreakpointSite) throws(HypervisorError) -> Bool {
-        guard let free = registers.firstIndex(of: nil), !registers.contains(where: { $0?.site == site }) else {
-            return false
+        guard !registers.contains(where: { $0?.site == site }) else { return false }
+        if !registers.contains(nil), !purpose.isExpendable,
+            let given = registers.compactMap({ $0?.purpose }).last(where: \.isExpendable)
+        {
+            try release(given)
         }
+        guard let free = registers.firstIndex(of: nil) else { return false }
         try effects.insert(site)
         registers[free] = Assignment(purpose: purpose, site: site)
         return true

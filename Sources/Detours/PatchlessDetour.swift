@@ -284,21 +284,12 @@ public final class PatchlessDetour {
         return holders.first { $0.arrivalRSP == registers.rsp }
     }
 
-    /// Sends a caller off again that came back before its time was over. The machine stands.
-    /// - Returns: false where that is not possible, or not called for: it has to be taken back then.
-    public func sendAgain(
-        _ holder: Holder, _ vcpu: VCPU, _ registers: Registers, for duration: Duration
-    ) throws(DetourError) -> Bool {
-        try sendAgain(holder, vcpu, registers, errand: .wait(duration))
-    }
-
     /// Sends a thread off again, to wait or to make a call. The machine stands.
     /// - Returns: false where that is not possible, or not called for: it has to be taken back then.
     public func sendAgain(
         _ holder: Holder, _ vcpu: VCPU, _ registers: Registers, errand: Errand
     ) throws(DetourError) -> Bool {
         guard holder.isInDelay, let index = holders.firstIndex(where: { $0.slot == holder.slot }) else { return false }
-        if holders[index].isReleased, case .wait = errand { return false }
         do throws(DetourError) {
             var again = holders[index]
             try send(&again, on: vcpu, current: registers, errand)

@@ -1,3 +1,4 @@
+import Agents
 import Detours
 import FoundationEssentials
 import HypervisorInterface
@@ -18,6 +19,12 @@ public struct EngineOptions {
     public var interception = Interception.breakpoint
     /// The guest's code may be changed where the guest can see it: the inline detour needs this.
     public var allowVisiblePatches = false
+    /// What runs in the guest while Vigil is attached.
+    public var agents: Set<AgentKind> = []
+    /// Where threads are borrowed that take the agents out before a transition.
+    public var withdrawalPlace = BorrowingPlace.powerCall
+    /// How long each step of an agent's may take.
+    public var agentDeadlines = AgentManager.Deadlines()
     /// How held callers wait.
     public var waiting = WaitingWay.delay
     /// Names the session in its events, and in records of hibernations.
@@ -46,6 +53,7 @@ public final class Engine {
     private let options: EngineOptions
     private let report: (EngineEvent) -> Void
     private var powerGuard: PowerGuard?
+    private var deployment: Deployment?
     private let commands: HoldCommands?
     private var debugRegisters: DebugRegisterTable
     private var hasControl = false
@@ -111,7 +119,9 @@ public final class Engine {
                 // After a reset the same guest comes up again, however long its operator lets it take.
                 giveUpAt = nil
             }
-            let due = try detour { () throws(DetourError) in try powerGuard?.tick() }
+            let due = try detour { () throws(DetourError) in
+                [try powerGuard?.tick(), try deployment?.tick()].compactMap(\.self).min()
+            }
             try followHolds()
             if let loss = wakeCheck.look(machine) { report(.warning(loss)) }
             let deadline = [due, commands?.nextDeadline, wakeCheck.nextLook].compactMap(\.self).reduce(
@@ -165,9 +175,11 @@ public final class Engine {
         let pausedBefore = effects.pausedTime
         let slack = try? survey.slack.get().address
         let inline = try inlineDetour(survey)
+        let programs = try agentPrograms()
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
-            memory: survey.kernel.memory, waiting: options.waiting, slack: slack, means: survey.means, inline: inline)
+            memory: survey.kernel.memory, waiting: programs.isEmpty ? options.waiting : .delay, slack: slack,
+            means: survey.means, inline: inline)
         var failure: DetourError?
         let armFunction = { () throws(HypervisorError) in
             do throws(DetourError) { try function.arm() } catch { failure = error }
@@ -201,6 +213,52 @@ public final class Engine {
                         ?? .patchless,
                     memoryAccess: machine.memoryAccess, runState: found, paused: effects.pausedTime - pausedBefore)))
         hibernations.reportAwakening()
+        try deploy(programs, survey, function)
+    }
+
+    /// - Throws: where one of those that were asked for may not be deployed, before anything is stopped or changed.
+    private func agentPrograms() throws(EngineError) -> [any AgentProgram] {
+        do throws(AgentError) {
+            var programs: [any AgentProgram] = []
+            for kind in AgentKind.allCases where options.agents.contains(kind) {
+                let program = try kind.makeProgram()
+                if program.patchesCode, !options.allowVisiblePatches { throw .visiblePatches(agent: program.name) }
+                programs.append(program)
+            }
+            return programs
+        } catch {
+            throw .agent(error)
+        }
+    }
+
+    /// Asks for the agents to be deployed; that happens when a thread comes by.
+    private func deploy(
+        _ programs: [any AgentProgram], _ survey: GuestSurvey, _ function: PatchlessDetour
+    ) throws(EngineError) {
+        guard !programs.isEmpty, let current = powerGuard else { return }
+        let functions: AgentFunctions
+        do throws(DiscoveryError) {
+            functions = try AgentFunctions(of: survey.kernel)
+        } catch {
+            throw .discovery(error)
+        }
+        let agents = AgentManager(
+            programs, kernel: survey.kernel, functions: functions, effects: effects,
+            allowVisiblePatches: options.allowVisiblePatches, report: { [report] in report(.agent($0)) })
+        agents.deadlines = options.agentDeadlines
+        agents.withdrawalPlace = options.withdrawalPlace
+        let deployment = Deployment(
+            agents: agents, detour: function,
+            callers: CallerReader(kernel: survey.kernel, offsets: survey.offsets),
+            dispatcher: try? ServiceTable(of: survey.kernel).dispatcher,
+            bugCheck: try? survey.kernel.export("KeBugCheckEx"), report: report)
+        self.deployment = deployment
+        current.participant = deployment
+        do throws(AgentError) {
+            for name in agents.names { try agents.want(name, true) }
+        } catch {
+            throw .agent(error)
+        }
     }
 
     /// The jump to intercept by, where that was asked for.
@@ -241,6 +299,7 @@ public final class Engine {
                 let vcpu = VCPU(index)
                 let registers = try host { () throws(HypervisorError) in try machine.registers(of: vcpu) }
                 try detour { () throws(DetourError) in
+                    if let deployment, try deployment.handleStop(vcpu, registers) { return }
                     if registers.rip == powerGuard.detour.stopAddress.rawValue {
                         try powerGuard.handlePowerStateChange(vcpu, registers)
                     } else {
@@ -268,21 +327,31 @@ public final class Engine {
         wakeCheck.note(event)
         guard let current = powerGuard else { return }
         current.handle(event)
+        if case .guestPanicked = event, let deployment {
+            try whilePaused { () throws(DetourError) in try deployment.handleBugCheck() }
+        }
         guard case .reset = event else { return }
         // Breakpoints outlive a reset, and would stop whatever comes up at those addresses.
         try forget(current)
     }
 
     private func forget(_ current: PowerGuard) throws(EngineError) {
+        try whilePaused { () throws(DetourError) in try current.forgetEverything() }
+        deployment?.forgetEverything()
+        deployment = nil
+        addCalls(of: current)
+        powerGuard = nil
+    }
+
+    /// Runs `body` while the machine stands.
+    private func whilePaused(_ body: () throws(DetourError) -> Void) throws(EngineError) {
         var failure: DetourError?
         try host { () throws(HypervisorError) in
             try effects.withPaused { () throws(HypervisorError) in
-                do throws(DetourError) { try current.forgetEverything() } catch { failure = error }
+                do throws(DetourError) { try body() } catch { failure = error }
             }
         }
         if let failure { throw .detour(failure) }
-        addCalls(of: current)
-        powerGuard = nil
     }
 
     private func addCalls(of current: PowerGuard) {
@@ -316,7 +385,9 @@ public final class Engine {
                 try detour { () throws(DetourError) in try current.detour.finishInterruptedWork() }
                 // An error while a stop was handled: callers come back in a guest that runs.
                 if isAtStop && current.heldCallers > 0 { try resumeFromStop() }
+                if let deployment { try whilePaused { () throws(DetourError) in try deployment.leave() } }
                 callersLeft = try letCallersOut(current)
+                try letAgentsOut()
             }
             if callersLeft > 0 && options.waiting == .delay && !effects.witnesses.isEmpty {
                 // Their registers are known to Vigil and its guardian only, which stays until they have them.
@@ -335,6 +406,7 @@ public final class Engine {
         let open = powerGuard?.openTransitions ?? 0
         if let current = powerGuard { addCalls(of: current) }
         powerGuard = nil
+        deployment = nil
         endCommands()
         if quietly { return }
         report(
@@ -374,6 +446,25 @@ public final class Engine {
         return handlerLeft
     }
 
+    /// Waits until agents that leave by themselves have left.
+    private func letAgentsOut() throws(EngineError) {
+        let deadline = ContinuousClock.now + Self.leavingTimeout
+        while let deployment, deployment.agents.lookAtReleased() > 0, ContinuousClock.now < deadline {
+            // Nothing tells when they have: they say so in memory.
+            let soon = ContinuousClock.now + .milliseconds(5)
+            switch try host({ () throws(HypervisorError) in try machine.nextEvent(until: soon) }) {
+            case .stop: try handleStop()
+            case .host(let event): try handle(event)
+            case .descriptorReady: try followHolds()
+            case .gone: return
+            case .interrupted: break
+            case nil:
+                let state = try host { () throws(HypervisorError) in try machine.runState() }
+                if !state.isRunning && state != .stoppedByDebugger { return }
+            }
+        }
+    }
+
     /// Releases held callers and waits until they have come out of the handler.
     /// - Returns: how many have not: the guest stands, or its waiting threads do not get to run.
     private func letCallersOut(_ current: PowerGuard) throws(EngineError) -> Int {
@@ -381,7 +472,10 @@ public final class Engine {
         try followHolds()
         // Without a guardian that callers in delays could be left to, only Vigil can give them their registers.
         let mustStay = options.waiting == .delay && effects.witnesses.isEmpty
-        let deadline = ContinuousClock.now + (mustStay ? .seconds(3600) : Self.leavingTimeout)
+        let patience =
+            deployment?.isOutstanding == true
+            ? options.agentDeadlines.withdrawal + Self.leavingTimeout : Self.leavingTimeout
+        let deadline = ContinuousClock.now + (mustStay ? .seconds(3600) : patience)
         while current.heldCallers > 0 && ContinuousClock.now < deadline {
             let soon = min(deadline, .now + .milliseconds(100))
             switch try host({ () throws(HypervisorError) in try machine.nextEvent(until: soon) }) {

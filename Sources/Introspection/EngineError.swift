@@ -1,3 +1,4 @@
+import Agents
 import Detours
 import HypervisorInterface
 import WindowsGuest
@@ -8,6 +9,8 @@ public enum EngineError: Error, Sendable {
     /// The kernel, or something in it, is not known, and waiting did not help or cannot.
     case discovery(DiscoveryError)
     case detour(DetourError)
+    /// An agent that was asked for cannot be deployed in this guest, or may not be.
+    case agent(AgentError)
 }
 
 extension EngineError: CustomStringConvertible {
@@ -16,13 +19,16 @@ extension EngineError: CustomStringConvertible {
         case .hypervisor(let error): error.description
         case .discovery(let error): error.description
         case .detour(let error): error.description
+        case .agent(let error): error.description
         }
     }
 
     /// The hypervisor's error, wherever it came up.
     public var hypervisorError: HypervisorError? {
         switch self {
-        case .hypervisor(let error), .detour(.hypervisor(let error)), .detour(.inline(.hypervisor(let error))): error
+        case .hypervisor(let error), .detour(.hypervisor(let error)), .detour(.inline(.hypervisor(let error))),
+            .agent(.hypervisor(let error)):
+            error
         default: nil
         }
     }

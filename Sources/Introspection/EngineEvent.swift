@@ -1,3 +1,4 @@
+import Agents
 import GuestMemory
 import HypervisorInterface
 import PowerTransitions
@@ -15,6 +16,7 @@ public enum EngineEvent {
     case commandStarted(RequestID, processID: Int32)
     /// That command has ended, or could not be started; with the time since its start.
     case commandEnded(RequestID, CommandEnd, duration: Duration)
+    case agent(AgentEvent)
     case detached(Detachment)
     /// Something did not work that the session does not depend on. A sentence for the user.
     case warning(String)

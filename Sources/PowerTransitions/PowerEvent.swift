@@ -24,6 +24,10 @@ public enum TransitionResult: String, Sendable {
 
 /// Why a held caller was let go.
 public enum ReleaseReason: String, Sendable {
+    /// What had to leave the guest has left.
+    case withdrawn
+    /// Requests before it were refused, one after the other.
+    case answeredSlowly = "answered-slowly"
     /// It was held for as long as was asked for.
     case holdOver = "hold-over"
     /// It would have been held longer than Vigil's deadline allows.
@@ -53,6 +57,8 @@ public enum PowerEvent: Sendable {
     /// A request was to be held, but could not be.
     case notHeld(RequestID, reason: String)
     case outcome(RequestID, Transition, TransitionResult, status: UInt32?)
+    /// So many requests in a row were refused; the next one is answered so much later.
+    case repeatedlyRefused(count: Int, delay: Duration)
     /// A host event that no request foretold.
     case unannounced(HostEvent)
 }

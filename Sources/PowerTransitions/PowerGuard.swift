@@ -29,6 +29,14 @@ public final class PowerGuard {
     static let outcomeTimeout = Duration.seconds(60)
     /// A hold that has no longer to go is over.
     static let shortestDelay = Duration.milliseconds(1)
+    /// How long a caller waits at a time for what has to leave the guest.
+    static let participantDelay = Duration.milliseconds(1)
+    /// So many refused requests in a row, each within `refusalWindow` of the last, are reported.
+    static let refusalLimit = 3
+    static let refusalWindow = Duration.seconds(10)
+    /// By how much each further one is answered later, and by how much at most.
+    static let slowAnswerStep = Duration.milliseconds(100)
+    static let slowestAnswer = Duration.seconds(2)
     /// How often the lease of waiting callers is renewed.
     static let leaseInterval = Duration.milliseconds(250)
 
@@ -40,6 +48,8 @@ public final class PowerGuard {
         var end: Deadline
         /// Why the hold will have ended at `end`.
         var reason: ReleaseReason
+        /// Until when it waits for what has to leave the guest, if not beyond `end` anyway.
+        var participantEnd: Deadline
         /// Stops and pauses counted before the stop that began it.
         var stopsBefore: Int
         var isReleased = false
@@ -48,6 +58,9 @@ public final class PowerGuard {
     public let detour: PatchlessDetour
     public private(set) var counts = CallCounts()
     public var options: PowerGuardOptions
+
+    /// What has to leave the guest before a transition.
+    public weak var participant: (any TransitionParticipant)?
 
     private let callers: CallerReader
     /// Decoding showed that a user-mode call re-enters the function from kernel mode.
@@ -61,6 +74,9 @@ public final class PowerGuard {
     private var nextLeaseRenewal: Deadline
     /// Nobody is held any more.
     private var isLeaving = false
+    /// Requests in a row that were refused, and when the last one was.
+    private var refusals = 0
+    private var lastRefusal: Deadline?
 
     /// - Parameters:
     ///   - reentryIsProved: without it, a user-mode call is taken for a request of its own.
@@ -133,7 +149,16 @@ public final class PowerGuard {
             hold = id
         }
         calls.append(call)
-        if let id = hold, options.hold != .none, !isLeaving, try beginHold(id, vcpu, registers) { return }
+        if let id = hold {
+            try participant?.begins(id, request.transition)
+            if (options.hold != .none && !isLeaving) || isSomethingOutstanding || isAnsweredSlowly,
+                try beginHold(id, vcpu, registers)
+            {
+                return
+            }
+            // It cannot wait for what is still in the guest.
+            if isSomethingOutstanding { try participant?.givesUp() }
+        }
         try enter(calls.count - 1, vcpu)
     }
 
@@ -147,7 +172,7 @@ public final class PowerGuard {
         let status = UInt32(truncatingIfNeeded: registers.rax)
         switch call.role {
         case .request(let id):
-            close(id, status: status)
+            try close(id, status: status)
         case .awaitsReentry:
             report(
                 .requestIgnored(
@@ -158,7 +183,11 @@ public final class PowerGuard {
         }
     }
 
+    /// Something has to leave the guest first.
+    private var isSomethingOutstanding: Bool { participant?.isOutstanding ?? false }
+
     private func enter(_ index: Int, _ vcpu: VCPU) throws(DetourError) {
+        if case .request(let id) = calls[index].role { try participant?.lets(id) }
         let hasEntered = try detour.stepOver(vcpu)
         calls[index].isEntering = !hasEntered
     }
@@ -220,10 +249,41 @@ public final class PowerGuard {
         return id
     }
 
-    private func close(_ id: RequestID, status: UInt32) {
+    private func close(_ id: RequestID, status: UInt32) throws(DetourError) {
         guard let index = records.firstIndex(where: { $0.id == id }) else { return }
         let record = records.remove(at: index)
-        report(.outcome(id, record.transition, record.result(status: status), status: status))
+        let result = record.result(status: status)
+        report(.outcome(id, record.transition, result, status: status))
+        noteRefusals(result)
+        try conclude(result)
+    }
+
+    /// Tells whoever withdrew that all is over, if it is.
+    private func conclude(_ result: TransitionResult) throws(DetourError) {
+        if records.isEmpty { try participant?.ends(result) }
+    }
+
+    /// Requests that are refused again and again may be made for what they lead to here.
+    private func noteRefusals(_ result: TransitionResult) {
+        let time = now()
+        if let last = lastRefusal, time - last > Self.refusalWindow { refusals = 0 }
+        guard result == .refused else {
+            refusals = 0
+            return
+        }
+        refusals += 1
+        lastRefusal = time
+        if refusals >= Self.refusalLimit { report(.repeatedlyRefused(count: refusals, delay: slowAnswer)) }
+    }
+
+    /// The next request is answered later than it could be.
+    private var isAnsweredSlowly: Bool {
+        guard let lastRefusal, refusals >= Self.refusalLimit, !isLeaving else { return false }
+        return now() - lastRefusal <= Self.refusalWindow
+    }
+
+    private var slowAnswer: Duration {
+        min(Self.slowAnswerStep * (1 + refusals - Self.refusalLimit), Self.slowestAnswer)
     }
 
     /// Holds a host event against what was requested.
@@ -258,27 +318,50 @@ public final class PowerGuard {
     private func beginHold(_ id: RequestID, _ vcpu: VCPU, _ registers: Registers) throws(DetourError) -> Bool {
         let stopsBefore = stops - 1
         let (length, reason) = holdEnd
+        let start = now()
+        var hold = Hold(
+            id: id, slot: -1, start: start, end: start + length, reason: reason,
+            participantEnd: start + (participant?.waitsUntil ?? .zero), stopsBefore: stopsBefore)
+        // However short a hold was asked for, it is made.
+        guard let errand = try errand(of: &hold) ?? (length > .zero ? .wait(length) : nil) else { return false }
         let holder: PatchlessDetour.Holder
         do throws(DetourError) {
-            holder = try detour.hold(vcpu, registers, for: length)
+            holder = try detour.hold(vcpu, registers, errand: errand)
         } catch {
             if case .hypervisor = error { throw error }
+            if case .call = errand { participant?.sent(slot: nil) }
             report(.notHeld(id, reason: error.description))
             return false
         }
-        let start = now()
-        holds.append(
-            Hold(
-                id: id, slot: holder.slot, start: start, end: start + length, reason: reason, stopsBefore: stopsBefore))
+        if case .call = errand { participant?.sent(slot: holder.slot) }
+        hold.slot = holder.slot
+        holds.append(hold)
         return true
+    }
+
+    /// What a caller is sent off to do next; nil where it is to go.
+    private func errand(of hold: inout Hold) throws(DetourError) -> PatchlessDetour.Errand? {
+        if isSomethingOutstanding {
+            if hold.participantEnd > now() {
+                if let call = try participant?.nextCall() { return .call(call) }
+                // It may have been the last thing to look at.
+                if isSomethingOutstanding { return .wait(Self.participantDelay) }
+            } else {
+                try participant?.givesUp()
+            }
+        }
+        let left = hold.end - now()
+        return left > Self.shortestDelay && !hold.isReleased ? .wait(left) : nil
     }
 
     /// When a hold ends by itself, from its beginning, and why.
     private var holdEnd: (length: Duration, reason: ReleaseReason) {
+        if isAnsweredSlowly && options.hold.longest < slowAnswer { return (slowAnswer, .answeredSlowly) }
         switch options.hold {
-        case .untilReleased(let limit): (limit, .holdLimit)
-        case .none, .lasting:
-            options.hold.longest > options.deadline
+        case .none: return (.zero, .withdrawn)
+        case .untilReleased(let limit): return (limit, .holdLimit)
+        case .lasting:
+            return options.hold.longest > options.deadline
                 ? (options.deadline, .deadline) : (options.hold.longest, .holdOver)
         }
     }
@@ -315,12 +398,17 @@ public final class PowerGuard {
         of holder: PatchlessDetour.Holder, _ vcpu: VCPU, _ registers: Registers
     ) throws(DetourError) {
         let index = holds.firstIndex { $0.slot == holder.slot }
-        if let index {
-            let left = holds[index].end - now()
-            if left > Self.shortestDelay, try detour.sendAgain(holder, vcpu, registers, for: left) { return }
-            if holder.isInDelay && !holds[index].isReleased {
+        if holder.call != nil { try participant?.returned(slot: holder.slot, registers) }
+        if let index, holder.isInDelay {
+            if let errand = try errand(of: &holds[index]) {
+                let isSent = try detour.sendAgain(holder, vcpu, registers, errand: errand)
+                if case .call = errand { participant?.sent(slot: isSent ? holder.slot : nil) }
+                if isSent { return }
+                if isSomethingOutstanding { try participant?.givesUp() }
+            }
+            if !holds[index].isReleased {
                 holds[index].isReleased = true
-                if left > Self.shortestDelay { holds[index].reason = .cannotWait }
+                if holds[index].end - now() > Self.shortestDelay { holds[index].reason = .cannotWait }
             }
         }
         try detour.takeBack(holder, vcpu, registers)
@@ -343,7 +431,9 @@ public final class PowerGuard {
     /// Does what is due, and says when something is due again.
     public func tick() throws(DetourError) -> Deadline? {
         let time = now()
-        for index in holds.indices where holds[index].end <= time { try release(index, because: holds[index].reason) }
+        for index in holds.indices where holds[index].end <= time && !isSomethingOutstanding {
+            try release(index, because: holds[index].reason)
+        }
         if !holds.isEmpty && nextLeaseRenewal <= time {
             try detour.renewLease()
             nextLeaseRenewal = time + Self.leaseInterval
@@ -351,9 +441,12 @@ public final class PowerGuard {
         for record in records where !record.isWatched && record.deadline <= time {
             report(.outcome(record.id, record.transition, .unknown, status: nil))
         }
+        let open = records.count
         records.removeAll { !$0.isWatched && $0.deadline <= time }
+        if records.count < open { try conclude(.unknown) }
 
-        var next = holds.filter { !$0.isReleased }.map(\.end)
+        // Who waits for what has to leave comes back by itself, and is looked at then.
+        var next = isSomethingOutstanding ? [] : holds.filter { !$0.isReleased }.map(\.end)
         next += records.filter { !$0.isWatched }.map(\.deadline)
         if !holds.isEmpty { next.append(nextLeaseRenewal) }
         return next.min()

@@ -1,3 +1,4 @@
+import Agents
 import ArgumentParser
 import Detours
 import Foundation
@@ -34,6 +35,18 @@ struct Attach: ParsableCommand {
             "How the power function is intercepted: breakpoint changes nothing in the guest; detour puts a jump into "
                 + "the function, and needs --allow-visible-patches."))
     var intercept: Interception = .breakpoint
+    @Option(
+        parsing: .upToNextOption,
+        help: ArgumentHelp(
+            "What runs inside the guest while Vigil is attached, and is taken out before each transition: "
+                + AgentKind.allCases.map(\.rawValue).joined(separator: ", ") + ".",
+            valueName: "agent"))
+    var agents: [AgentKind] = []
+    @Option(
+        help: ArgumentHelp(
+            "Where threads are borrowed to take agents out: power-call, the waiting caller's, or system-call, the next "
+                + "one that makes a system call."))
+    var withdraw: BorrowingPlace = .powerCall
     @Option(
         help: ArgumentHelp(
             "Where hibernations are recorded, so that the session that attaches to the resumed guest can name them "
@@ -78,6 +91,8 @@ struct Attach: ParsableCommand {
         options.allowVisiblePatches = allowVisiblePatches
         options.waiting = allowVisiblePatches ? .handler : .delay
         options.guardOptions = PowerGuardOptions(hold: hold.map { .milliseconds($0) })
+        options.agents = Set(agents)
+        options.withdrawalPlace = withdraw
         options.journal = FileHibernationJournal(folder: state ?? StateFolder.standard)
         try Failure.reporting {
             if intercept == .detour && !allowVisiblePatches { throw EngineError.detour(.inline(.visible)) }
@@ -96,6 +111,8 @@ struct Attach: ParsableCommand {
 }
 
 extension Interception: ExpressibleByArgument {}
+extension AgentKind: ExpressibleByArgument {}
+extension BorrowingPlace: ExpressibleByArgument {}
 
 /// What commands that look for a kernel share.
 struct DiscoveryOptions: ParsableArguments {

@@ -74,6 +74,7 @@ enum JSONRendering {
             line.add("pid", pid)
             return line
         case .commandEnded(let id, let end, let duration): return commandEnded(id, end, duration)
+        case .agent(let event): return agent(event)
         case .detached(let end): return detached(end)
         }
     }
@@ -140,6 +141,11 @@ enum JSONRendering {
             line.add("transition", transition.rawValue)
             line.add("result", result.rawValue)
             line.add("status", status.map(ntstatus))
+            return line
+        case .repeatedlyRefused(let count, let delay):
+            var line = JSONLine(event: "repeatedly-refused")
+            line.add("count", count)
+            line.add("delayMicroseconds", delay.microseconds)
             return line
         case .unannounced(let event):
             var line = JSONLine(event: "unannounced")
@@ -220,6 +226,7 @@ enum TextRendering {
         case .power(let event): [power(event)]
         case .commandStarted(let id, let pid): ["#\(id.number) the command runs, pid \(pid)"]
         case .commandEnded(let id, let end, let duration): ["#\(id.number) \(end.words) after \(duration.readable)"]
+        case .agent(let event): [agent(event)]
         case .detached(let end): [detached(end)]
         }
     }
@@ -259,6 +266,8 @@ enum TextRendering {
             "#\(id.number) not held: \(reason)"
         case .outcome(let id, let transition, let result, let status):
             "#\(id.number) \(transition.rawValue): \(result.rawValue)" + (status.map { " (\(ntstatus($0)))" } ?? "")
+        case .repeatedlyRefused(let count, let delay):
+            "\(count) requests in a row were refused; the next one is answered \(delay.readable) later"
         case .unannounced(let event):
             "unannounced: \(event.words), which no request foretold"
         }

@@ -28,7 +28,7 @@ enum VigilExit: Int32, CaseIterable {
     case missingProgram = 11
     /// The demo did not see what it should have.
     case demoFailed = 12
-    /// The inline detour cannot be put into the function as it is, or was not allowed.
+    /// What was asked for changes the guest where the guest can see it, and was not allowed, or cannot be put there.
     case detourRefused = 13
 
     var exitCode: ExitCode { ExitCode(rawValue) }
@@ -43,6 +43,8 @@ enum VigilExit: Int32, CaseIterable {
             default: self = .notFound
             }
         } else if case .detour(.inline) = error {
+            self = .detourRefused
+        } else if case .agent = error {
             self = .detourRefused
         } else {
             self = .failure

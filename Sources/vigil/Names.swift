@@ -95,6 +95,8 @@ extension CommandEnd {
 extension ReleaseReason {
     var words: String {
         switch self {
+        case .withdrawn: "everything that had to leave the guest has left"
+        case .answeredSlowly: "it was answered late, after refusals in a row"
         case .holdOver: "the hold is over"
         case .deadline: "Vigil's deadline for holds has passed"
         case .commandEnded: "the command has ended"

@@ -59,6 +59,8 @@ final class EngineRun {
         case .power(.unannounced(let event)): events.append("unannounced \(event)")
         case .power(.requestIgnored): events.append("ignored")
         case .power(.held(let id, _, _)): events.append("held \(id.number)")
+        case .power(.repeatedlyRefused(let count, _)): events.append("refused \(count) times")
+        case .agent(let event): events.append("agent \(event)")
         case .power(.notHeld(let id, _)): events.append("not held \(id.number)")
         }
     }

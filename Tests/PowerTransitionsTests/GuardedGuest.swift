@@ -78,6 +78,7 @@ final class GuardedGuest {
         case .notHeld(let id, _): events.append("not held \(id.number)")
         case .outcome(let id, let transition, let result, let status):
             events.append("outcome \(id.number) \(transition) \(result.rawValue) \(Self.text(status))")
+        case .repeatedlyRefused(let count, _): events.append("refused \(count) times")
         case .unannounced(let event): events.append("unannounced \(event)")
         }
     }
