@@ -83,7 +83,10 @@ let package = Package(
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
         tests(
             "Agents",
-            ["BundledGuest", "Detours", "HypervisorInterface", "WindowsGuest", "X86", "GuestMemory", "CHandlerHarness"]),
+            [
+                "BundledGuest", "Detours", "HypervisorInterface", "WindowsGuest", "X86", "GuestMemory",
+                "CHandlerHarness",
+            ]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),

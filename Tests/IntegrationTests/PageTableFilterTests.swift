@@ -1,0 +1,172 @@
+import Agents
+import BundledGuest
+import Foundation
+import GuestMemory
+import HypervisorInterface
+import Introspection
+import QEMUHypervisor
+import Testing
+import WindowsGuest
+import X86
+
+extension Integration {
+    /// The page-table filter in a real guest, put there by hand.
+    @Suite(.serialized)
+    struct PageTableFilterTests {
+        private typealias Watched = PageTableWriterTests.Watched
+
+        /// The next stop at an address.
+        private func arrival(_ watched: Watched, at address: GuestVirtualAddress) throws -> (VCPU, Registers) {
+            let deadline = ContinuousClock.now + .seconds(60)
+            while case .stop(let stop)? = try watched.machine.nextEvent(until: deadline) {
+                watched.effects.noteStop()
+                let registers = try watched.machine.registers(of: stop.vcpu)
+                if registers.rip == address.rawValue { return (stop.vcpu, registers) }
+                try watched.effects.resumeFromStop()
+            }
+            throw HypervisorError.timedOut(waitingFor: "a stop at \(address)")
+        }
+
+        /// Memory of the guest's, from its own allocator: a thread that calls NtSetSystemPowerState makes the call
+        /// before, and returns from it to where it was.
+        private func allocate(_ size: Int, _ watched: Watched) throws -> GuestVirtualAddress {
+            let entry = GuestVirtualAddress(try #require(watched.symbols["NtSetSystemPowerState"]))
+            let allocator = try watched.kernel.export("ExAllocatePoolWithTag")
+            try watched.effects.withPaused { () throws(HypervisorError) in
+                try watched.effects.insert(.execution(entry))
+            }
+            // Warm eject: nothing goes down.
+            let call = try watched.guest.console.start("power kernel-direct 7 4 0")
+            let (vcpu, before) = try arrival(watched, at: entry)
+            var changed = before
+            // The home space, and below it the return address, on a stack as a call leaves it.
+            changed.rsp = (before.rsp - 0x200) & ~0xf - 8
+            (changed.rcx, changed.rdx, changed.r8) = (0, UInt64(size), 0x6c67_6956)
+            changed.rip = allocator.rawValue
+            let stack = try watched.kernel.memory.translate(GuestVirtualAddress(changed.rsp)).physical
+            try watched.effects.writeData(withUnsafeBytes(of: entry.rawValue) { Array($0) }, at: stack)
+            try watched.effects.setRegisters(of: vcpu, from: before, to: changed)
+            try watched.effects.resumeFromStop()
+            let (again, after) = try arrival(watched, at: entry)
+            var restored = before
+            restored.control = after.control
+            try watched.effects.setRegisters(of: again, from: after, to: restored)
+            try watched.effects.remove(.execution(entry))
+            try watched.effects.resumeFromStop()
+            #expect(try watched.reply(to: call)["status"] == 0)
+            #expect(after.rax != 0)
+            return GuestVirtualAddress(after.rax)
+        }
+
+        @Test(
+            "Every page-table write goes through the filter, changes of a watched entry are told, and all is undone",
+            arguments: [1, 4])
+        func filters(_ processors: Int) throws {
+            var configuration = GuestConfiguration()
+            configuration.extraArguments = ["-smp", String(processors)]
+            let watched = try Watched(configuration)
+            let (machine, effects, console) = (watched.machine, watched.effects, watched.guest.console)
+            let kernel = watched.kernel
+            let image = try AgentImage.bundled("ptfilter")
+            let layout = try PageTableFilterLayout(image: image.bytes, data: image.data, size: image.size)
+            let base = try allocate(image.size, watched)
+            let agent = AgentMemory(base: base, image: image, memory: kernel.memory, effects: effects)
+            func make(_ writes: [PageTableFilterWrite]) throws {
+                for write in writes { try agent.writeData(write.bytes, at: base + UInt64(write.offset)) }
+            }
+
+            // The agent, its instructions, and a watch on the entry that maps the service table.
+            try agent.writeData(image.bytes, at: base)
+            var writers: [PageTableWriter] = []
+            for name in ["MiWritePte", "MiExchangePte", "MiChangePte"] { writers += try watched.candidates(in: name) }
+            var table = PageTableWriterTable(layout)
+            for writer in Set(writers) { try make(table.insert(writer)) }
+            var watches = PageTableWatchTable(layout)
+            let page = GuestVirtualAddress(try #require(watched.symbols["KiServiceTable"])).page
+            let aliases = PageTableAliases(kernel.memory.space, in: machine.memory)
+            let own = try #require(aliases.selfMapAddress(ofEntryFor: page, level: 1))
+            let place = try kernel.memory.translate(own).physical
+            let all =
+                [own]
+                + (aliases.writableMappings(of: [place.page])[place.page] ?? []).map {
+                    $0 + (place.rawValue & 0xfff)
+                }
+            #expect(all.count == 2)
+            for address in all { try make(watches.insert(address, index: 7, isImmediate: false)) }
+
+            // The gate, and the instructions.
+            let handler = try InterruptGateCheck.handler(
+                of: PageTableWriter.vector, on: machine.processorTables(), in: kernel)
+            let entry = base + UInt64(try #require(image.gate).lowerBound)
+            let gate = try GatePatch(handler: handler, target: entry, in: kernel.memory)
+            let patches = try PageTableFilterPatches(gate: gate, writers: Set(writers), in: kernel.memory)
+            func change(_ writes: (KernelMemory) throws -> [PageTableFilterPatches.Write]) throws {
+                let result = try effects.withPaused { () throws(HypervisorError) in
+                    for index in 0..<machine.vcpuCount {
+                        #expect(!patches.isBlocking(try machine.registers(of: VCPU(index)).rip))
+                    }
+                    return Result {
+                        for write in try writes(kernel.memory) {
+                            try effects.writeCode(write.bytes, at: write.physical)
+                        }
+                    }
+                }
+                try result.get()
+            }
+            try change(patches.attachment)
+            #expect(try watched.run("check").result.hasPrefix("error modified"))
+            #expect(throws: PageTableFilterError.self) { try patches.attachment(in: kernel.memory) }
+
+            // A change that matters.
+            var reader = PageTableReportReader(layout, at: base)
+            let moved = try watched.run("move KiServiceTable")
+            let report = try #require(try reader.read(from: kernel.memory).reports.last)
+            #expect(report.watch == 7 && all.contains(report.address))
+            #expect((report.old ^ report.new) & ~PageTableEntry.addressMask == 0)
+            #expect(report.old & PageTableEntry.addressMask == moved["old"])
+            #expect(report.new & PageTableEntry.addressMask == moved["new"])
+            #expect(try watched.isIn("MiChangePte", #require(writers.first { $0.end == report.end })))
+
+            // Many that do not, with every processor at work.
+            let before = try reader.counts(from: kernel.memory)
+            try watched.run("load on")
+            // Each round tells every processor, which takes milliseconds where the host has fewer.
+            let rounds: UInt64 = processors == 1 ? 20000 : 200
+            let remaps = try (0..<2).map { _ in try console.start("remap \(rounds)") }
+            for remap in remaps { #expect(try watched.reply(to: remap)["rounds"] == rounds) }
+            try watched.run("work 20000")
+            try watched.run("trim prototype")
+            #expect(try watched.run("power user 7 4 0")["status"] == 0)
+            try watched.run("load off")
+            let counts = try reader.counts(from: kernel.memory)
+            #expect(counts.writes >= before.writes + 4 * rounds)
+            #expect(counts.unknown == 0 && counts.fromUser == 0 && counts.lost == 0)
+            #expect(try reader.read(from: kernel.memory).reports.isEmpty)
+
+            // A change that the guest is stopped for.
+            for address in all { try make(watches.insert(address, index: 8, isImmediate: true)) }
+            let point = base + UInt64(layout.reportPoint)
+            try effects.withPaused { () throws(HypervisorError) in try effects.insert(.execution(point)) }
+            let call = try console.start("move KiServiceTable")
+            let (_, registers) = try arrival(watched, at: point)
+            let batch = try reader.read(from: kernel.memory)
+            #expect(batch.reports.map(\.sequence) == [registers.rax] && batch.reports.map(\.watch) == [8])
+            #expect(!registers.interruptsEnabled)
+            #expect(try agent.inside() >= 1)
+            try effects.remove(.execution(point))
+            try effects.resumeFromStop()
+            #expect(
+                try watched.reply(to: call)["new"] == batch.reports.first.map { $0.new & PageTableEntry.addressMask })
+
+            // And out again.
+            try change(patches.detachment)
+            #expect(try patches.detachment(in: kernel.memory).isEmpty)
+            #expect(try watched.run("check").result.hasPrefix("ok clean"))
+            let last = try reader.counts(from: kernel.memory).writes
+            #expect(try watched.run("remap 100")["rounds"] == 100)
+            #expect(try reader.counts(from: kernel.memory).writes == last && agent.inside() == 0)
+            try effects.giveUpControl()
+            try watched.guest.expectNothingLeft()
+        }
+    }
+}
