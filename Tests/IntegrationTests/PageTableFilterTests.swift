@@ -168,5 +168,68 @@ extension Integration {
             try effects.giveUpControl()
             try watched.guest.expectNothingLeft()
         }
+
+        @Test("As an agent it tells which watched page went where, and by which instruction", arguments: [1, 2])
+        func agent(_ processors: Int) throws {
+            var configuration = GuestConfiguration()
+            configuration.extraArguments = ["-smp", String(processors)]
+            let watched = try Watched(configuration)
+            let effects = watched.effects
+            let filter = try PageTableFilterAgent(of: watched.kernel)
+            let base = try allocate(filter.image.size, watched)
+            let memory = AgentMemory(
+                base: base, image: filter.image, memory: watched.kernel.memory, effects: effects)
+            func paused(_ body: () throws -> Void) throws {
+                try effects.withPaused { () throws(HypervisorError) in Result { try body() } }.get()
+            }
+            var bytes = filter.image.bytes
+            try filter.prepare(&bytes, at: base)
+            try memory.writeData(bytes, at: base)
+            // Nothing is known to write page tables: then there is no filter.
+            #expect(throws: AgentError.self) { try paused { try filter.attach(memory) } }
+            #expect(try watched.run("check").result.hasPrefix("ok clean"))
+            #expect(filter.reportPoint == nil && filter.ownPatches.isEmpty)
+
+            for name in ["MiWritePte", "MiExchangePte", "MiChangePte"] {
+                filter.writers += try watched.candidates(in: name)
+            }
+            let pages = try ["KiServiceTable", "MmMapPage"].map {
+                GuestVirtualAddress(try #require(watched.symbols[$0])).page
+            }
+            try filter.watch([pages[0]])
+            try paused { try filter.attach(memory) }
+            #expect(filter.ownPatches.count == 1 + Set(filter.writers).count && filter.reportPoint != nil)
+
+            func move(_ symbol: String, _ page: GuestVirtualAddress, isWatched: Bool = true) throws {
+                let moved = try watched.run("move \(symbol)")
+                var changes: [TranslationChange] = []
+                for case .translationChanged(let change) in try filter.collect(from: memory) { changes.append(change) }
+                guard isWatched else {
+                    #expect(changes.isEmpty)
+                    return
+                }
+                let change = try #require(changes.first)
+                #expect(changes.count == 1 && change.page == page && change.level == 1)
+                #expect(change.old & PageTableEntry.addressMask == moved["old"])
+                #expect(change.new & PageTableEntry.addressMask == moved["new"])
+                #expect(try watched.isIn("MiChangePte", #require(filter.writers.first { $0.end == change.writer })))
+            }
+            try move("KiServiceTable", pages[0])
+            try move("MmMapPage", pages[1], isWatched: false)
+            try filter.watch(Set(pages), immediate: [])
+            try move("MmMapPage", pages[1])
+            try move("KiServiceTable", pages[0])
+            try filter.watch([pages[1]])
+            try move("KiServiceTable", pages[0], isWatched: false)
+            try move("MmMapPage", pages[1])
+            // The code that is patched moves too: the patches are found where they are now.
+            try watched.run("move MiWritePte")
+            try paused { try filter.detach() }
+            try paused { try filter.detach() }
+            #expect(try watched.run("check").result.hasPrefix("ok clean"))
+            #expect(try memory.inside() == 0)
+            try effects.giveUpControl()
+            try watched.guest.expectNothingLeft()
+        }
     }
 }

@@ -35,7 +35,12 @@ public struct PageTableFilterPatches: Sendable {
         let decoder = InstructionDecoder(mode: .long64)
         var patches = [Patch(address: gate.handler, original: gate.original, replacement: gate.replacement)]
         // In the order of their addresses, so that the same guest is always changed in the same way.
-        for writer in writers.sorted(by: { $0.address < $1.address }) {
+        var end = GuestVirtualAddress(0)
+        for writer in Set(writers).sorted(by: { $0.address < $1.address }) {
+            guard writer.address >= end else {
+                throw .malformed("the instruction at \(writer.address) overlaps another one")
+            }
+            end = writer.end
             guard let bytes = try? memory.hardware.bytes(at: writer.address, count: UInt64(writer.length)),
                 let instruction = decoder.decode(bytes, at: writer.address.rawValue),
                 PageTableWriter(instruction) == writer
