@@ -80,6 +80,8 @@ public final class AgentManager {
     static let nonPagedPool: UInt64 = 0
 
     private final class Agent {
+        /// What the guardian knows it by.
+        let number: Int
         let program: any AgentProgram
         var state = State.absent
         var memory: AgentMemory?
@@ -96,7 +98,8 @@ public final class AgentManager {
         /// Nothing of the kernel's leads to it.
         var isDetached = true
 
-        init(_ program: any AgentProgram, now: Deadline) {
+        init(_ number: Int, _ program: any AgentProgram, now: Deadline) {
+            self.number = number
             self.program = program
             stepDeadline = now
             began = now
@@ -148,7 +151,7 @@ public final class AgentManager {
         self.now = now
         self.report = report
         nextLease = now()
-        agents = programs.map { Agent($0, now: now()) }
+        agents = programs.enumerated().map { Agent($0, $1, now: now()) }
     }
 
     // MARK: What is where
@@ -277,14 +280,18 @@ public final class AgentManager {
                     .value(UInt64(Self.poolTag)),
                 ])
         case (.start, let memory?):
+            try note(agent, try memory.trace())
             guestCall = GuestCall(memory.base + UInt64(memory.image.start), [.value(memory.base.rawValue)])
         case (.signal, let memory?):
-            try memory.store(1, in: .stopWanted)
+            try memory.store(AgentMemory.StopWish.leave.rawValue, in: .stopWanted)
             // The event, no increment of priority, no wait to follow.
             guestCall = GuestCall(
                 functions.setEvent,
                 [.value(memory.base.rawValue + AgentMemory.Field.event.rawValue), .value(0), .value(0)])
         case (.free, let memory?):
+            // From here on nobody may take what lies there for an agent.
+            try note(agent, nil)
+            if memory.isThere() { try memory.forgetMagic() }
             guestCall = GuestCall(functions.free, [.value(memory.base.rawValue), .value(UInt64(Self.poolTag))])
         case (_, nil): return nil
         }
@@ -297,6 +304,11 @@ public final class AgentManager {
     public func didSend(slot: Int) {
         guard let index = calls.firstIndex(where: { $0.slot == nil }) else { return }
         calls[index].slot = slot
+    }
+
+    /// Tells the guardian of an agent that it would have to get out.
+    private func note(_ agent: Agent, _ trace: AgentTrace?) throws(AgentError) {
+        try hypervisor { () throws(HypervisorError) in try effects.noteAgent(agent.number, trace) }
     }
 
     /// A withdrawal that no system call came for is made from where its caller waits.
@@ -548,8 +560,9 @@ public final class AgentManager {
         agent.state = .neutralised
         if memory.isThere() {
             try? memory.store(1, in: .mayLeave)
-            try? memory.store(2, in: .stopWanted)
+            try? memory.store(AgentMemory.StopWish.leaveByItself.rawValue, in: .stopWanted)
         }
+        try note(agent, nil)
         report(.neutralised(agent: agent.program.name, base: memory.base, reason: reason))
     }
 
@@ -569,7 +582,8 @@ public final class AgentManager {
             agent.state = .absent
             guard memory.isThere() else { continue }
             try memory.store(1, in: .mayLeave)
-            try memory.store(2, in: .stopWanted)
+            try memory.store(AgentMemory.StopWish.leaveByItself.rawValue, in: .stopWanted)
+            try note(agent, nil)
             leaving.append((agent, memory))
         }
     }
@@ -597,6 +611,7 @@ public final class AgentManager {
             try detach(agent)
             guard let memory = agent.memory else { continue }
             try memory.writeData([UInt8](repeating: 0, count: memory.image.size), at: memory.base)
+            try note(agent, nil)
             agent.memory = nil
             agent.state = .absent
             report(.withdrawn(agent: agent.program.name, duration: now() - time, way: .zeroed))
@@ -605,10 +620,11 @@ public final class AgentManager {
     }
 
     /// The guest was reset: nothing is there any more.
-    public func forgetEverything() {
+    public func forgetEverything() throws(AgentError) {
         calls = []
         leaving = []
         for agent in agents {
+            try note(agent, nil)
             agent.program.forget()
             agent.memory = nil
             agent.isDetached = true

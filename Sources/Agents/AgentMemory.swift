@@ -11,6 +11,14 @@ public struct AgentMemory {
         case loaded, running, draining, left, abandoned
     }
 
+    /// What its thread is told by `Field.stopWanted`.
+    enum StopWish: UInt32 {
+        /// To leave; its memory is given back by others.
+        case leave = 1
+        /// To give its memory back, too.
+        case leaveByItself = 2
+    }
+
     /// The header's fields that are used after loading, in bytes from the start.
     enum Field: UInt64 {
         case magic = 0x00
@@ -64,6 +72,9 @@ public struct AgentMemory {
     /// Whether the agent, and nothing else, is still at its place.
     func isThere() -> Bool { (try? load(.magic) as UInt64) == AgentImage.magic }
 
+    /// Nothing is to be taken for an agent there any more.
+    func forgetMagic() throws(AgentError) { try writeData([UInt8](repeating: 0, count: 8), at: base) }
+
     func store(_ value: UInt32, in field: Field) throws(AgentError) {
         try writeData(withUnsafeBytes(of: value) { Array($0) }, at: base + field.rawValue)
     }
@@ -102,6 +113,18 @@ public struct AgentMemory {
             rest = rest.dropFirst(part.count)
             next = next + UInt64(part.count)
         }
+    }
+
+    /// What it takes to let the agent leave by itself.
+    func trace() throws(AgentError) -> AgentTrace {
+        let header = try access("looking for the agent's memory") { () throws(MemoryError) in
+            try memory.hardware.translate(base).physical
+        }
+        let gate = image.gate ?? 0..<0
+        return AgentTrace(
+            header: header, magic: AgentImage.magic, mayLeaveOffset: Int(Field.mayLeave.rawValue),
+            stopWantedOffset: Int(Field.stopWanted.rawValue), leaveByItself: StopWish.leaveByItself.rawValue,
+            gate: base.rawValue + UInt64(gate.lowerBound)..<base.rawValue + UInt64(gate.upperBound))
     }
 
     /// Whether all of it is memory of the kernel's that can be written and executed.

@@ -53,3 +53,29 @@ public struct CodePatch: Equatable, Sendable {
         counterparts.first { handler.rawValue &+ UInt64($0.offset) == rip }?.address
     }
 }
+
+/// An agent in the guest: what it takes to let it leave by itself.
+public struct AgentTrace: Equatable, Sendable {
+    /// Where its header is.
+    public var header: GuestPhysicalAddress
+    /// What the header begins with.
+    public var magic: UInt64
+    /// The 32-bit fields of the header that tell it that it may go, and to go; in bytes from the header's start.
+    public var mayLeaveOffset, stopWantedOffset: Int
+    /// What the latter is set to.
+    public var leaveByItself: UInt32
+    /// The code of its gate in which a processor is not counted.
+    public var gate: Range<UInt64>
+
+    public init(
+        header: GuestPhysicalAddress, magic: UInt64, mayLeaveOffset: Int, stopWantedOffset: Int,
+        leaveByItself: UInt32, gate: Range<UInt64>
+    ) {
+        self.header = header
+        self.magic = magic
+        self.mayLeaveOffset = mayLeaveOffset
+        self.stopWantedOffset = stopWantedOffset
+        self.leaveByItself = leaveByItself
+        self.gate = gate
+    }
+}

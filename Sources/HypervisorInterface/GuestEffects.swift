@@ -76,6 +76,10 @@ public enum Effect: Equatable, Sendable {
     case handler(HandlerLocation?)
     /// A jump is about to be put over a function's first bytes; or, with nil, everything of it is gone.
     case patch(CodePatch?)
+    /// Bytes of the kernel's code are about to be replaced; or, where the patch is empty, are as they were.
+    case replace(CodePatch.Place)
+    /// An agent is about to run in the guest; or, with nil, is gone, or leaves by itself.
+    case agent(Int, AgentTrace?)
     /// A caller is about to be sent into the handler; or the registers of one that waits in a delay are
     /// about to be changed.
     case hold(HeldCaller)
@@ -305,6 +309,24 @@ public final class GuestEffects {
 
     /// Tells the witnesses that a function is about to be patched, or (nil) that nothing of that is left.
     public func notePatch(_ patch: CodePatch?) throws(HypervisorError) { try announce(.patch(patch)) }
+
+    /// Replaces bytes of the kernel's code: who watches knows how to put them back. The machine stands.
+    public func replaceCode(_ place: CodePatch.Place) throws(HypervisorError) {
+        try announce(.replace(place))
+        try writeCode(place.patch, at: place.physical)
+    }
+
+    /// Puts back what was replaced. The machine stands.
+    public func restoreCode(_ place: CodePatch.Place) throws(HypervisorError) {
+        try writeCode(place.original, at: place.physical)
+        // After the fact: until it is done, somebody must know how to.
+        try announce(.replace(CodePatch.Place(physical: place.physical, original: place.original, patch: [])))
+    }
+
+    /// Tells the witnesses that an agent is about to run in the guest, or (nil) that it is not theirs any more.
+    public func noteAgent(_ number: Int, _ trace: AgentTrace?) throws(HypervisorError) {
+        try announce(.agent(number, trace))
+    }
 
     /// Tells the witnesses that a caller is about to be sent into the handler, or to get other registers.
     public func noteHold(_ caller: HeldCaller) throws(HypervisorError) { try announce(.hold(caller)) }

@@ -205,10 +205,10 @@ final class Deployment: TransitionParticipant {
     }
 
     /// The guest was reset: nothing is there any more.
-    func forgetEverything() {
+    func forgetEverything() throws(DetourError) {
         borrowed = []
         isInTransition = false
-        agents.forgetEverything()
+        try attempt { () throws(AgentError) in try agents.forgetEverything() }
     }
 
     /// Runs what agents do; what goes wrong with one of them is said, and nothing else ends by it.

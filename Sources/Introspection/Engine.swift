@@ -337,7 +337,7 @@ public final class Engine {
 
     private func forget(_ current: PowerGuard) throws(EngineError) {
         try whilePaused { () throws(DetourError) in try current.forgetEverything() }
-        deployment?.forgetEverything()
+        try detour { () throws(DetourError) in try deployment?.forgetEverything() }
         deployment = nil
         addCalls(of: current)
         powerGuard = nil

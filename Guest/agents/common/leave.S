@@ -34,6 +34,7 @@ AgentFreeAndLeave:
     mov r8, [rcx + AGENT_PsTerminateSystemThread]
     mov r9, [rcx + AGENT_ReturnInstruction]
     mov edx, [rcx + AGENT_Tag]
+    mov qword ptr [rcx], 0              // no agent any more, for whoever looks
     and rsp, -16
     sub rsp, 0x30                       // home space, and the return address of a call that is none
     mov qword ptr [rsp + 8], 0

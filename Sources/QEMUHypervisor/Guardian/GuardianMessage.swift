@@ -13,6 +13,8 @@ enum GuardianMessage: Equatable {
     case remove(BreakpointSite)
     case handler(HandlerLocation?)
     case patch(CodePatch?)
+    case replace(CodePatch.Place)
+    case agent(Int, AgentTrace?)
     case hold(HeldCaller)
     case sentOff(slot: Int)
     case release(slot: Int)
@@ -30,6 +32,8 @@ extension GuardianMessage {
         case .remove(let site): self = .remove(site)
         case .handler(let location): self = .handler(location)
         case .patch(let patch): self = .patch(patch)
+        case .replace(let place): self = .replace(place)
+        case .agent(let number, let trace): self = .agent(number, trace)
         case .hold(let caller): self = .hold(caller)
         case .sentOff(let slot): self = .sentOff(slot: slot)
         case .release(let slot): self = .release(slot: slot)
@@ -39,7 +43,7 @@ extension GuardianMessage {
 
     private enum Kind: UInt64 {
         case beat = 1
-        case pause, resume, insert, remove, handler, hold, holdInDelay, sentOff, release, farewell, patch
+        case pause, resume, insert, remove, handler, hold, holdInDelay, sentOff, release, farewell, patch, replace, agent
     }
 
     /// The longest message, in bytes.
@@ -64,6 +68,18 @@ extension GuardianMessage {
         case .patch(let patch?):
             words = [Kind.patch.rawValue] + patch.words
             tail = patch.places.flatMap { $0.original + $0.patch }
+        case .replace(let place):
+            words = [
+                Kind.replace.rawValue, place.physical.rawValue, UInt64(place.original.count), UInt64(place.patch.count),
+            ]
+            tail = place.original + place.patch
+        case .agent(let number, nil): words = [Kind.agent.rawValue, UInt64(number)]
+        case .agent(let number, let trace?):
+            words = [
+                Kind.agent.rawValue, UInt64(number), trace.header.rawValue, trace.magic,
+                UInt64(trace.mayLeaveOffset), UInt64(trace.stopWantedOffset), UInt64(trace.leaveByItself),
+                trace.gate.lowerBound, trace.gate.upperBound,
+            ]
         case .hold(let caller):
             if let delay = caller.delay {
                 words = [
@@ -139,6 +155,29 @@ extension GuardianMessage {
             }
             guard let patch = CodePatch(message: bytes, word: word) else { return nil }
             self = .patch(patch)
+        case .replace:
+            guard let physical = word(1), let original = int(2), let patch = int(3),
+                original <= Self.maximumLength, patch <= Self.maximumLength, bytes.count == 32 + original + patch
+            else { return nil }
+            self = .replace(
+                CodePatch.Place(
+                    physical: GuestPhysicalAddress(physical), original: Array(bytes[32..<32 + original]),
+                    patch: Array(bytes[(32 + original)...])))
+        case .agent:
+            guard let number = int(1) else { return nil }
+            guard bytes.count > 16 else {
+                self = .agent(number, nil)
+                return
+            }
+            guard let header = word(2), let magic = word(3), let mayLeave = int(4), let stopWanted = int(5),
+                let value = word(6).flatMap({ UInt32(exactly: $0) }), let start = word(7), let end = word(8),
+                start <= end
+            else { return nil }
+            self = .agent(
+                number,
+                AgentTrace(
+                    header: GuestPhysicalAddress(header), magic: magic, mayLeaveOffset: mayLeave,
+                    stopWantedOffset: stopWanted, leaveByItself: value, gate: start..<end))
         case .hold:
             guard let slot = int(1), let registers = registers(after: 2) else { return nil }
             self = .hold(HeldCaller(slot: slot, registers: registers.general, vectors: registers.vectors))
@@ -214,6 +253,10 @@ struct GuardedState: Equatable {
     var sites: Set<BreakpointSite> = []
     var handler: HandlerLocation?
     var patch: CodePatch?
+    /// Replaced bytes of the kernel's code, by where they are.
+    var replaced: [GuestPhysicalAddress: CodePatch.Place] = [:]
+    /// Agents in the guest, by their numbers.
+    var agents: [Int: AgentTrace] = [:]
     var held: [Int: HeldCaller] = [:]
     /// Slots of callers in delays that Vigil was not working on: they have the registers for that, and come
     /// back by themselves.
@@ -229,6 +272,8 @@ struct GuardedState: Equatable {
         case .remove(let site): sites.remove(site)
         case .handler(let location): handler = location
         case .patch(let patch): self.patch = patch
+        case .replace(let place): replaced[place.physical] = place.patch.isEmpty ? nil : place
+        case .agent(let number, let trace): agents[number] = trace
         case .hold(let caller):
             held[caller.slot] = caller
             sentOff.remove(caller.slot)

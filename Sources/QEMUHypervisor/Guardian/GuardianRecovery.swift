@@ -7,6 +7,9 @@ struct GuardianRecovery {
     /// How long held callers may take to come out of the handler.
     static let drainTimeout = Duration.milliseconds(400)
 
+    /// More instructions a gate's code does not have.
+    private static let gateSteps = 32
+
     private let state: GuardedState
     private let qmp: QMPClient
     private let stub: GDBStub
@@ -32,7 +35,9 @@ struct GuardianRecovery {
         case .paused: shallRun = state.stopIsOurs
         default: shallRun = false
         }
-        if state.sites.isEmpty && state.handler == nil && state.patch == nil && state.held.isEmpty {
+        if state.sites.isEmpty && state.handler == nil && state.patch == nil && state.held.isEmpty
+            && state.replaced.isEmpty && state.agents.isEmpty
+        {
             // Whether the stub was started is not known, and does not matter: ending it leaves the machine
             // standing, if it stood.
             QEMUMachine.removeDebugConnection(qmp)
@@ -49,6 +54,8 @@ struct GuardianRecovery {
         for site in state.sites { try removeWholly(site) }
         // Before it runs on, too: from here on callers come back to the function itself.
         let unpatched = try removePatch()
+        let restored = try restoreCode()
+        let freed = try letAgentsLeave()
         let left = try emptyHandler(shallRun: shallRun)
         try endDelays(shallRun: &shallRun)
         noteStart(&shallRun)
@@ -59,7 +66,7 @@ struct GuardianRecovery {
         }
         QEMUMachine.removeDebugConnection(qmp)
         var report = "\(state.sites.count) breakpoints removed, \(state.held.count) callers released"
-        for more in [unpatched, left].compactMap(\.self) { report += "; \(more)" }
+        for more in [unpatched, restored, freed, left].compactMap(\.self) { report += "; \(more)" }
         return report
     }
 
@@ -107,6 +114,42 @@ struct GuardianRecovery {
         if rest.allSatisfy({ $0 == 0 }) { return "the function's bytes are its own" }
         return "the function's bytes are its own again; the jump's handler, \(patch.handlerLength) bytes at "
             + "\(patch.handler), stays for threads that were interrupted in it, and nothing leads there any more"
+    }
+
+    /// Puts back what agents had replaced of the kernel's code, where it still is what they put there.
+    /// - Returns: what was done, for people.
+    private func restoreCode() throws(HypervisorError) -> String? {
+        if state.replaced.isEmpty { return nil }
+        var restored = 0
+        for place in state.replaced.values {
+            let found = try stub.readPhysical(place.patch.count, at: place.physical.rawValue)
+            guard found == place.patch else { continue }
+            try stub.writePhysical(place.original, at: place.physical.rawValue)
+            restored += 1
+        }
+        return "\(restored) places of the kernel's code are as they were"
+    }
+
+    /// Tells every agent to leave by itself. Nothing leads to them any more.
+    /// - Returns: what was done, for people.
+    private func letAgentsLeave() throws(HypervisorError) -> String? {
+        if state.agents.isEmpty { return nil }
+        try stub.readDescription()
+        for trace in state.agents.values {
+            let found = try stub.readPhysical(8, at: trace.header.rawValue)
+            guard found == withUnsafeBytes(of: trace.magic.littleEndian, Array.init) else { continue }
+            // A processor that is in the gate's code is counted, or out, after the next instructions.
+            for thread in 1...(try stub.threadCount()) {
+                for _ in 0..<Self.gateSteps where trace.gate.contains(try registers(ofThread: thread).rip) {
+                    _ = try stub.step(thread: thread)
+                }
+            }
+            for (offset, value) in [(trace.mayLeaveOffset, 1), (trace.stopWantedOffset, trace.leaveByItself)] {
+                try stub.writePhysical(
+                    withUnsafeBytes(of: value.littleEndian, Array.init), at: trace.header.rawValue &+ UInt64(offset))
+            }
+        }
+        return "\(state.agents.count) agents leave by themselves"
     }
 
     /// Lets every held caller out of the handler and zeroes it.
