@@ -100,20 +100,15 @@ extension Integration {
             let entry = base + UInt64(try #require(image.gate).lowerBound)
             let gate = try GatePatch(handler: handler, target: entry, in: kernel.memory)
             let patches = try PageTableFilterPatches(gate: gate, writers: Set(writers), in: kernel.memory)
-            func change(_ writes: (KernelMemory) throws -> [PageTableFilterPatches.Write]) throws {
-                let result = try effects.withPaused { () throws(HypervisorError) in
+            func change(_ body: () throws -> Void) throws {
+                try effects.withPaused { () throws(HypervisorError) in
                     for index in 0..<machine.vcpuCount {
                         #expect(!patches.isBlocking(try machine.registers(of: VCPU(index)).rip))
                     }
-                    return Result {
-                        for write in try writes(kernel.memory) {
-                            try effects.writeCode(write.bytes, at: write.physical)
-                        }
-                    }
-                }
-                try result.get()
+                    return Result { try body() }
+                }.get()
             }
-            try change(patches.attachment)
+            try change { for place in try patches.attachment(in: kernel.memory) { try effects.replaceCode(place) } }
             #expect(try watched.run("check").result.hasPrefix("error modified"))
             #expect(throws: PageTableFilterError.self) { try patches.attachment(in: kernel.memory) }
 
@@ -159,8 +154,8 @@ extension Integration {
                 try watched.reply(to: call)["new"] == batch.reports.first.map { $0.new & PageTableEntry.addressMask })
 
             // And out again.
-            try change(patches.detachment)
-            #expect(try patches.detachment(in: kernel.memory).isEmpty)
+            try change { for place in patches.detachment(in: kernel.memory).places { try effects.restoreCode(place) } }
+            #expect(patches.detachment(in: kernel.memory).places.isEmpty)
             #expect(try watched.run("check").result.hasPrefix("ok clean"))
             let last = try reader.counts(from: kernel.memory).writes
             #expect(try watched.run("remap 100")["rounds"] == 100)
@@ -223,7 +218,9 @@ extension Integration {
             try move("KiServiceTable", pages[0], isWatched: false)
             try move("MmMapPage", pages[1])
             // The code that is patched moves too: the patches are found where they are now.
+            let before = filter.ownPatches
             try watched.run("move MiWritePte")
+            #expect(try filter.collect(from: memory).isEmpty && filter.ownPatches != before)
             try paused { try filter.detach() }
             try paused { try filter.detach() }
             #expect(try watched.run("check").result.hasPrefix("ok clean"))

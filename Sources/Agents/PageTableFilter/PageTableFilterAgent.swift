@@ -25,9 +25,14 @@ public final class PageTableFilterAgent: AgentProgram {
     private var watched: [UInt32: WatchedTranslations.Entry] = [:]
     private var watchedBefore: [UInt32: WatchedTranslations.Entry] = [:]
     private var nextNumber: UInt32 = 0
+    /// Of the entries that the caller's pages are translated by, and of those that the patched code is.
+    private var wantedPlaces: Set<GuestPhysicalAddress> = []
+    private var codePlaces: Set<GuestPhysicalAddress> = []
     private var table: PageTableWatchTable
     private var reader: PageTableReportReader?
     private var patches: PageTableFilterPatches?
+    /// Where code has been replaced, as whoever would have to put it back knows it.
+    private var replaced: Set<GuestPhysicalAddress> = []
     /// Where it lies, while it does.
     private var memory: AgentMemory?
     private var lost: UInt64 = 0
@@ -82,13 +87,17 @@ public final class PageTableFilterAgent: AgentProgram {
             for writer in writers { try make(try instructions.insert(writer), memory) }
             reader = PageTableReportReader(layout, at: memory.base)
             self.memory = memory
-            try updateWatches()
             guard try standing(in: patches, memory) == nil else {
                 throw AgentError.unsupported("vector \(PageTableWriter.vector) is being handled")
             }
+            let places = try patches.attachment(in: kernel.memory)
             // From the first byte on something may lead there.
             self.patches = patches
-            try write(try patches.attachment(in: kernel.memory), memory)
+            for place in places {
+                replaced.insert(place.physical)
+                try memory.effects.replaceCode(place)
+            }
+            try updateWatches()
         } catch {
             let reason = Self.agentError(error)
             // Half of it may be there.
@@ -109,11 +118,45 @@ public final class PageTableFilterAgent: AgentProgram {
             if let vcpu = try standing(in: patches, memory) {
                 throw AgentError.timedOut("\(vcpu) does not leave the gate to the page-table filter")
             }
-            try write(try patches.detachment(in: kernel.memory), memory)
+            let (places, failure) = patches.detachment(in: kernel.memory)
+            for place in places { try memory.effects.restoreCode(place) }
+            if let failure { throw failure }
         } catch {
             throw Self.agentError(error)
         }
         self.patches = nil
+        replaced = []
+    }
+
+    /// The guest has given code that is patched other frames: whoever would have to put it back is told. The guest may
+    /// run.
+    private func followCode(_ memory: AgentMemory) throws(AgentError) {
+        guard let patches else { return }
+        let moved: [CodePatch.Place]
+        do throws(PageTableFilterError) {
+            moved = try patches.places(in: kernel.memory).filter { !replaced.contains($0.physical) }
+        } catch {
+            // A page that is absent is followed when it is back.
+            return
+        }
+        guard !moved.isEmpty else { return }
+        do throws(HypervisorError) {
+            try memory.effects.withPaused { () throws(HypervisorError) in
+                for place in moved {
+                    var found = [UInt8](repeating: 0, count: place.patch.count)
+                    let isOurs =
+                        found.withUnsafeMutableBytes { buffer in
+                            (try? kernel.memory.physical.read(at: place.physical, into: buffer)) != nil
+                        } && found == place.patch
+                    if isOurs {
+                        try memory.effects.replaceCode(place)
+                        replaced.insert(place.physical)
+                    }
+                }
+            }
+        } catch {
+            throw .hypervisor(error)
+        }
     }
 
     /// A vCPU on its way through the gate.
@@ -132,6 +175,7 @@ public final class PageTableFilterAgent: AgentProgram {
         memory = nil
         reader = nil
         patches = nil
+        replaced = []
         watched = [:]
         watchedBefore = [:]
         table = PageTableWatchTable(layout)
@@ -143,8 +187,16 @@ public final class PageTableFilterAgent: AgentProgram {
     /// Looks up what the pages are translated by now, and tells the filter.
     private func updateWatches() throws(AgentError) {
         guard let memory else { return }
-        let found = WatchedTranslations(of: pages, kernel.memory.space, in: kernel.memory.physical)
-        let wanted = Set(found.entries.flatMap(\.addresses))
+        func look(_ pages: some Sequence<GuestVirtualAddress>) -> [WatchedTranslations.Entry] {
+            WatchedTranslations(of: pages, kernel.memory.space, in: kernel.memory.physical).entries
+        }
+        let own = look(pages)
+        wantedPlaces = Set(own.map(\.place))
+        // The code that is patched is watched as well: where it goes, the patches go.
+        let code = look(patches?.pages ?? [])
+        codePlaces = Set(code.map(\.place))
+        let found = own + code.filter { !wantedPlaces.contains($0.place) }
+        let wanted = Set(found.flatMap(\.addresses))
         for address in Set(watched.values.flatMap(\.addresses)).subtracting(wanted).sorted() {
             try make(table.remove(address), memory)
         }
@@ -152,9 +204,8 @@ public final class PageTableFilterAgent: AgentProgram {
         watchedBefore = watched
         watched = [:]
         // A page's mark holds for all entries that it is translated by.
-        let marked = WatchedTranslations(of: immediate, kernel.memory.space, in: kernel.memory.physical)
-        let places = Set(marked.entries.map(\.place))
-        for entry in found.entries {
+        let places = Set(look(immediate).map(\.place))
+        for entry in found {
             let number = numbers[entry] ?? nextNumber
             if number == nextNumber { nextNumber &+= 1 }
             watched[number] = entry
@@ -190,9 +241,12 @@ public final class PageTableFilterAgent: AgentProgram {
         if let acknowledgement = batch.acknowledgement { try make([acknowledgement], memory) }
         var reports: [AgentReport] = []
         var isMoved = false
+        var isCodeMoved = false
         for report in batch.reports {
             guard let entry = watched[report.watch] ?? watchedBefore[report.watch] else { continue }
             isMoved = isMoved || entry.level > 1
+            isCodeMoved = isCodeMoved || codePlaces.contains(entry.place)
+            guard wantedPlaces.contains(entry.place) else { continue }
             reports.append(
                 .translationChanged(
                     TranslationChange(
@@ -202,7 +256,9 @@ public final class PageTableFilterAgent: AgentProgram {
             reports.append(.lost(counts.lost - lost))
             lost = counts.lost
             isMoved = true
+            isCodeMoved = true
         }
+        if isCodeMoved { try followCode(memory) }
         // What hangs from an upper entry lies elsewhere now.
         if isMoved { try updateWatches() }
         return reports
@@ -212,16 +268,6 @@ public final class PageTableFilterAgent: AgentProgram {
 
     private func make(_ writes: [PageTableFilterWrite], _ memory: AgentMemory) throws(AgentError) {
         for write in writes { try memory.writeData(write.bytes, at: memory.base + UInt64(write.offset)) }
-    }
-
-    private func write(_ writes: [PageTableFilterPatches.Write], _ memory: AgentMemory) throws(AgentError) {
-        for write in writes {
-            do throws(HypervisorError) {
-                try memory.effects.writeCode(write.bytes, at: write.physical)
-            } catch {
-                throw .hypervisor(error)
-            }
-        }
     }
 
     /// Everything that can go wrong, in the terms of agents.

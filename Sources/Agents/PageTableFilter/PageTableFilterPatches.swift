@@ -17,12 +17,6 @@ public struct PageTableFilterPatches: Sendable {
         public var replacement: [UInt8]
     }
 
-    /// Bytes of code to be written, within one page.
-    public struct Write: Hashable, Sendable {
-        public var physical: GuestPhysicalAddress
-        public var bytes: [UInt8]
-    }
-
     public let gate: GatePatch
     /// In the order in which they are put there: the handler first. They are taken back in the opposite one.
     public let patches: [Patch]
@@ -51,63 +45,73 @@ public struct PageTableFilterPatches: Sendable {
         self.patches = patches
     }
 
+    /// Those that the replaced bytes lie in.
+    var pages: Set<GuestVirtualAddress> {
+        Set(patches.flatMap { [$0.address.page, ($0.address + UInt64($0.original.count - 1)).page] })
+    }
+
     /// Whether nothing may be changed while a processor stands there: it is on its way through the gate.
     public func isBlocking(_ rip: UInt64) -> Bool { gate.isInside(rip) }
 
-    /// What is to be written, in this order, so that the kernel's writes lead to the filter.
+    /// What is to be replaced, in this order, so that the kernel's writes lead to the filter.
     /// - Throws: `malformed` where something else is there.
-    public func attachment(in memory: KernelMemory) throws(PageTableFilterError) -> [Write] {
-        var writes: [Write] = []
-        for patch in patches {
-            writes += try replace(patch.original, by: patch.replacement, at: patch.address, in: memory)
-        }
-        return writes
+    public func attachment(in memory: KernelMemory) throws(PageTableFilterError) -> [CodePatch.Place] {
+        var result: [CodePatch.Place] = []
+        for patch in patches { result += try places(of: patch, holding: patch.original, in: memory) }
+        return result
     }
 
-    /// What is to be written, in this order, so that nothing leads to the filter any more. What is as it was, since the
-    /// guest has read its page anew, is left alone.
-    /// - Throws: `malformed` where something else is there, or a page of it is absent: then it is not known whether
-    ///   something leads there.
-    public func detachment(in memory: KernelMemory) throws(PageTableFilterError) -> [Write] {
-        var writes: [Write] = []
-        for patch in patches.reversed() {
+    /// What is to be put back, in this order, so that nothing leads to the filter any more. What is as it was, since
+    /// the guest has read its page anew, is left alone.
+    ///
+    /// Where something else is there, or a page of it is absent, it is not known whether an instruction leads there:
+    /// then the gate, which is last, has to stay, and the whole is to be tried again.
+    /// - Returns: what can be put back, and what stands against the rest.
+    public func detachment(
+        in memory: KernelMemory
+    ) -> (places: [CodePatch.Place], failure: PageTableFilterError?) {
+        var result: [CodePatch.Place] = []
+        var failure: PageTableFilterError?
+        for (index, patch) in patches.enumerated().reversed() where index > 0 || failure == nil {
             if let bytes = try? memory.bytes(at: patch.address, count: UInt64(patch.original.count)),
                 bytes == patch.original
             {
                 continue
             }
-            writes += try replace(patch.replacement, by: patch.original, at: patch.address, in: memory)
-        }
-        return writes
-    }
-
-    /// Where the replaced bytes are now, for whoever has to put them back.
-    public func places(in memory: KernelMemory) throws(PageTableFilterError) -> [CodePatch.Place] {
-        var places: [CodePatch.Place] = []
-        for patch in patches {
-            for (range, physical) in try pieces(of: patch.address, count: patch.original.count, in: memory) {
-                places.append(
-                    CodePatch.Place(
-                        physical: physical, original: Array(patch.original[range]),
-                        patch: Array(patch.replacement[range])))
+            do throws(PageTableFilterError) {
+                result += try places(of: patch, holding: patch.replacement, in: memory)
+            } catch {
+                failure = failure ?? error
             }
         }
-        return places
+        return (result, failure)
     }
 
-    private func replace(
-        _ expected: [UInt8], by bytes: [UInt8], at address: GuestVirtualAddress, in memory: KernelMemory
-    ) throws(PageTableFilterError) -> [Write] {
+    /// Where the bytes are now, for whoever has to put them back.
+    public func places(in memory: KernelMemory) throws(PageTableFilterError) -> [CodePatch.Place] {
+        var result: [CodePatch.Place] = []
+        for patch in patches { result += try places(of: patch, in: memory) }
+        return result
+    }
+
+    private func places(
+        of patch: Patch, holding expected: [UInt8], in memory: KernelMemory
+    ) throws(PageTableFilterError) -> [CodePatch.Place] {
         // A page that only Windows knows to be in RAM holds what was written to it, too.
-        guard let found = try? memory.bytes(at: address, count: UInt64(expected.count)) else {
-            throw .malformed("the page of the code at \(address) is absent")
+        guard let found = try? memory.bytes(at: patch.address, count: UInt64(expected.count)) else {
+            throw .malformed("the page of the code at \(patch.address) is absent")
         }
-        guard found == expected else { throw .malformed("somebody else has changed the code at \(address)") }
-        var writes: [Write] = []
-        for (range, physical) in try pieces(of: address, count: bytes.count, in: memory) {
-            writes.append(Write(physical: physical, bytes: Array(bytes[range])))
+        guard found == expected else { throw .malformed("somebody else has changed the code at \(patch.address)") }
+        return try places(of: patch, in: memory)
+    }
+
+    private func places(
+        of patch: Patch, in memory: KernelMemory
+    ) throws(PageTableFilterError) -> [CodePatch.Place] {
+        try pieces(of: patch.address, count: patch.original.count, in: memory).map { range, physical in
+            CodePatch.Place(
+                physical: physical, original: Array(patch.original[range]), patch: Array(patch.replacement[range]))
         }
-        return writes
     }
 
     /// The parts of a range that lie in one page each.

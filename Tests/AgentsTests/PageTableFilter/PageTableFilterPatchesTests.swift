@@ -31,8 +31,16 @@ import X86
             patches = try PageTableFilterPatches(gate: gate, writers: writers + writers, in: file.memory)
         }
 
-        func make(_ writes: [PageTableFilterPatches.Write]) {
-            for write in writes { file.ram.store(write.bytes, at: write.physical.rawValue) }
+        func attach() throws {
+            for place in try patches.attachment(in: memory) { file.ram.store(place.patch, at: place.physical.rawValue) }
+        }
+
+        func detach() throws {
+            let (places, failure) = patches.detachment(in: memory)
+            if let failure { throw failure }
+            for place in places {
+                file.ram.store(place.original, at: place.physical.rawValue)
+            }
         }
 
         func bytes() throws -> [[UInt8]] {
@@ -45,28 +53,26 @@ import X86
         let guest = try Guest()
         #expect(guest.writers.count >= 3 && guest.patches.patches.count == guest.writers.count + 1)
         let attachment = try guest.patches.attachment(in: guest.memory)
-        #expect(attachment.first?.bytes == guest.patches.gate.replacement)
-        guest.make(attachment)
+        #expect(attachment.first?.patch == guest.patches.gate.replacement)
+        try guest.attach()
         #expect(try guest.bytes() == guest.patches.patches.map(\.replacement))
-        let places = try guest.patches.places(in: guest.memory)
-        #expect(places.map(\.physical) == attachment.map(\.physical))
-        #expect(places.map(\.patch) == attachment.map(\.bytes))
-        let detachment = try guest.patches.detachment(in: guest.memory)
-        #expect(detachment.last?.bytes == guest.patches.gate.original)
-        guest.make(detachment)
+        #expect(try guest.patches.places(in: guest.memory) == attachment)
+        let detachment = guest.patches.detachment(in: guest.memory).places
+        #expect(detachment.last?.original == guest.patches.gate.original)
+        try guest.detach()
         #expect(try guest.bytes() == guest.patches.patches.map(\.original))
-        #expect(try guest.patches.detachment(in: guest.memory).isEmpty)
+        #expect(guest.patches.detachment(in: guest.memory).places.isEmpty)
     }
 
     @Test("A page that the guest has read anew is left alone; a page that has moved is found")
     func moved() throws {
         let guest = try Guest()
-        guest.make(try guest.patches.attachment(in: guest.memory))
+        try guest.attach()
         let first = guest.patches.patches[1]
         // As it was in the file.
         guest.file.tables.write(first.original, at: first.address.rawValue)
         #expect(
-            try guest.patches.detachment(in: guest.memory).count
+            try guest.patches.detachment(in: guest.memory).places.count
                 == guest.patches.places(in: guest.memory).count - 1)
         guest.file.tables.write(first.replacement, at: first.address.rawValue)
         let page = first.address.page
@@ -74,25 +80,38 @@ import X86
         let frame = guest.file.ram.allocate()
         guest.file.ram.store(contents, at: frame)
         guest.file.tables.map(page.rawValue, to: frame, .kernelCode)
-        guest.make(try guest.patches.detachment(in: guest.memory))
+        try guest.detach()
         #expect(try guest.bytes() == guest.patches.patches.map(\.original))
         #expect(guest.file.ram.load(UInt8.self, at: frame + first.address.rawValue & 0xfff) == first.original[0])
     }
 
-    @Test("What somebody else has changed, or what is absent, is neither replaced nor taken for gone")
+    @Test("What somebody else has changed, or what is absent, is not replaced, and keeps the gate where it is")
     func foreign() throws {
         let guest = try Guest()
         let last = try #require(guest.patches.patches.last)
         guest.file.tables.write([0xcc] as [UInt8], at: last.address.rawValue)
         #expect(throws: PageTableFilterError.self) { try guest.patches.attachment(in: guest.memory) }
-        #expect(throws: PageTableFilterError.self) { try guest.patches.detachment(in: guest.memory) }
         #expect(throws: PageTableFilterError.self) {
             try PageTableFilterPatches(gate: guest.patches.gate, writers: guest.writers, in: guest.memory)
         }
         guest.file.tables.write(last.original, at: last.address.rawValue)
+        try guest.attach()
+        let whole = guest.patches.detachment(in: guest.memory).places
+        let entry = guest.file.ram.load(
+            UInt64.self, at: guest.file.tables.entryAddress(of: last.address.rawValue))
+        func expectRestInPlace() {
+            let (places, failure) = guest.patches.detachment(in: guest.memory)
+            #expect(failure != nil && !places.isEmpty && places.count < whole.count)
+            #expect(!places.contains { $0.original == guest.patches.gate.original })
+        }
+        guest.file.tables.write([0xcc] as [UInt8], at: last.address.rawValue)
+        expectRestInPlace()
+        guest.file.tables.write(last.replacement, at: last.address.rawValue)
         guest.file.tables.unmap(last.address.page.rawValue)
+        expectRestInPlace()
         #expect(throws: PageTableFilterError.self) { try guest.patches.attachment(in: guest.memory) }
-        #expect(throws: PageTableFilterError.self) { try guest.patches.detachment(in: guest.memory) }
+        guest.file.ram.store(entry, at: guest.file.tables.entryAddress(of: last.address.rawValue))
+        #expect(guest.patches.detachment(in: guest.memory).places == whole)
     }
 
     @Test("The entries of watched pages are those that a walk reads, each once, with all their addresses")
