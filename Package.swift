@@ -54,6 +54,7 @@ let package = Package(
                 "PowerTransitions", "Agents", "Detours", "WindowsGuest", "HypervisorInterface", "GuestMemory", "X86",
                 "HostProcesses",
             ]),
+        module("Protections", ["WindowsGuest", "HypervisorInterface", "GuestMemory", "X86"]),
         module("HostProcesses", ["CLinux"]),
         module(
             "QEMUHypervisor",
@@ -89,13 +90,13 @@ let package = Package(
             ]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
+        tests("Protections", ["HypervisorInterface", "WindowsGuest", "GuestMemory"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),
         .testTarget(
             name: "IntegrationTests",
             dependencies: [
                 "Agents", "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
-                "WindowsGuest",
-                "TestSupport", "vigil",
+                "Protections", "WindowsGuest", "TestSupport", "vigil",
             ],
             swiftSettings: settings),
         tests("GuestMemory"),

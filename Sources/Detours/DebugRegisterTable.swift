@@ -49,6 +49,11 @@ public final class DebugRegisterTable {
     /// Whether a purpose has a register.
     public func holds(_ purpose: Purpose) -> Bool { registers.contains { $0?.purpose == purpose } }
 
+    /// Whether a return is watched.
+    public var watchesReturns: Bool {
+        registers.contains { if case .returnWatch = $0?.purpose { true } else { false } }
+    }
+
     /// Takes a register and sets the site: a free one, or else one that is in use for something expendable.
     /// - Returns: false where there is none to be had, or the site is set already.
     public func acquire(_ purpose: Purpose, _ site: BreakpointSite) throws(HypervisorError) -> Bool {

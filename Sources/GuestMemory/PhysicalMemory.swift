@@ -1,5 +1,11 @@
 import CLinux
 
+#if canImport(Glibc)
+    import Glibc
+#else
+    import Musl
+#endif
+
 /// A range of guest-physical addresses that is RAM, and where it can be found on the host.
 public struct RAMRegion: Hashable, Sendable {
     public var base: GuestPhysicalAddress
@@ -125,6 +131,20 @@ public final class PhysicalMemory {
             return try readElsewhere(at: address, host: host, into: buffer)
         }
         try readAcrossRegions(at: address, into: buffer)
+    }
+
+    /// Whether RAM at `address` holds these bytes now. Where RAM is mapped here nothing is copied.
+    /// - Throws: `notRAM`, `unreachable`.
+    public func holds(_ bytes: UnsafeRawBufferPointer, at address: GuestPhysicalAddress) throws(MemoryError) -> Bool {
+        guard let expected = bytes.baseAddress, bytes.count > 0 else { return true }
+        if let found = mapping(of: address, length: bytes.count) {
+            return memcmp(found, expected, bytes.count) == 0
+        }
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 8)
+        defer { buffer.deallocate() }
+        try read(at: address, into: buffer)
+        guard let found = buffer.baseAddress else { return false }
+        return memcmp(found, expected, bytes.count) == 0
     }
 
     /// Loads an integer from RAM at `address`. An aligned one is read in one piece.

@@ -117,6 +117,9 @@ public final class GuestEffects {
     public private(set) var counts = EffectCounts()
     /// Told of each effect before it happens, in order.
     public var witnesses: [any EffectWitness] = []
+    /// Called before the machine runs on after a pause of ours. A stop that a watched access would have caused in that
+    /// very moment is not reported any more: who has watches looks whether one was met.
+    public var beforeResuming: (() throws(HypervisorError) -> Void)?
     /// How long the machine stood still for pauses of ours, in all.
     public private(set) var pausedTime = Duration.zero
     /// The machine stands for a pause of ours, or at a breakpoint of ours.
@@ -193,6 +196,7 @@ public final class GuestEffects {
         let result: Result
         do {
             result = try body()
+            if isOurs { try beforeResuming?() }
         } catch {
             // The first error is the one to report; a failing resume is what the guardian is for.
             try? resumeIfOurs()

@@ -78,6 +78,23 @@ public final class Engine {
         commands = options.startHoldCommand.map { HoldCommands(start: $0, report: report) }
         effects = GuestEffects(machine: machine)
         debugRegisters = DebugRegisterTable(effects)
+        effects.beforeResuming = { [unowned self] () throws(HypervisorError) in try lookForReturns() }
+    }
+
+    /// QEMU forgets a stop that it owes when it is told to pause in the same moment, but not the access: a vCPU has
+    /// just returned, and nobody would ever say so.
+    private func lookForReturns() throws(HypervisorError) {
+        guard let powerGuard, debugRegisters.watchesReturns else { return }
+        for index in 0..<machine.vcpuCount {
+            let registers = try machine.registers(of: VCPU(index))
+            do throws(DetourError) {
+                try powerGuard.handleAccess(VCPU(index), registers)
+            } catch {
+                if case .hypervisor(let error) = error { throw error }
+                report(.warning("a return was not followed up: \(error)"))
+            }
+        }
+        publishCalls()
     }
 
     /// Attaches to the guest and stays until the machine ends or the wait is interrupted.

@@ -150,7 +150,12 @@ extension QEMUMachine: ControllableMachine {
         _ = try? qmp.execute("closefd", ["fdname": .string(DebugConnection.passedDescriptor)])
     }
 
-    public func pause() throws(HypervisorError) -> Bool { try control().interrupt() }
+    public func pause() throws(HypervisorError) -> Bool {
+        let isOurs = try control().interrupt()
+        // Nobody's access was reported with it, so QEMU has forgotten none.
+        if isOurs { lastStopped = nil }
+        return isOurs
+    }
 
     public var hasStoppedUnasked: Bool { stub?.hasStoppedUnasked ?? false }
 

@@ -21,6 +21,11 @@ public struct ServiceTable: Hashable, Sendable {
     public var dispatcher: GuestVirtualAddress
     /// KiServiceInternal, where the kernel's Zw stubs jump to; nil where no stub is exported.
     public var serviceEntry: GuestVirtualAddress?
+    /// KeServiceDescriptorTableShadow, which holds the graphical services' table too; nil where the code that was
+    /// found names none in the kernel.
+    public var shadowDescriptor: GuestVirtualAddress?
+    /// The pages of the dispatcher's code, as far as it was followed, up to where it loads the descriptors; in order.
+    public var dispatcherPages: [GuestVirtualAddress]
     public var source: Source
     /// Exported services whose Zw stub's number leads to the exported Nt function.
     public var confirmations: [String]

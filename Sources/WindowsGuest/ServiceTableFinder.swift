@@ -14,12 +14,14 @@ struct ServiceTableFinder {
     /// Names that are compared; a forged export directory must not make this long.
     static let maximumPairs = 512
 
-    /// The two instructions that load the descriptor tables.
-    private struct Pair: Equatable {
-        /// KeServiceDescriptorTable, which the first one loads.
+    /// Where the dispatcher loads the tables, and what it loads.
+    private struct Dispatcher {
         var descriptor: GuestVirtualAddress
-        /// Where the first one is.
+        var shadow: GuestVirtualAddress
+        /// The first of the two instructions that load them.
         var address: GuestVirtualAddress
+        /// The pages of the code that was looked at.
+        var pages: Set<GuestVirtualAddress>
     }
 
     let kernel: WindowsKernel
@@ -33,21 +35,21 @@ struct ServiceTableFinder {
     func find() throws(DiscoveryError) -> ServiceTable {
         var failure: DiscoveryError?
         let stub = exportedStub(failure: &failure)
-        var found: Pair?
+        var dispatcher: Dispatcher?
         var source = ServiceTable.Source.stub
         if let stub {
             do throws(DiscoveryError) {
-                found = try follow(from: stub.serviceEntry)
+                dispatcher = try follow(from: stub.serviceEntry)
             } catch {
                 failure = failure ?? error
             }
         }
-        if found == nil {
+        if dispatcher == nil {
             source = .scan
-            found = try scan(after: failure)
+            dispatcher = try scan(after: failure)
         }
-        guard let found else { throw failure ?? .notFound("the system-service table") }
-        return try check(found, serviceEntry: stub?.serviceEntry, source: source)
+        guard let dispatcher else { throw failure ?? .notFound("the system-service table") }
+        return try check(dispatcher, serviceEntry: stub?.serviceEntry, source: source)
     }
 
     private func exportedStub(failure: inout DiscoveryError?) -> SystemCallStub.Kernel? {
@@ -67,8 +69,9 @@ struct ServiceTableFinder {
     }
 
     /// Follows the dispatcher's straight path until it loads the two descriptor tables.
-    private func follow(from start: GuestVirtualAddress) throws(DiscoveryError) -> Pair? {
+    private func follow(from start: GuestVirtualAddress) throws(DiscoveryError) -> Dispatcher? {
         var address = start
+        var pages: Set<GuestVirtualAddress> = []
         var r10: (table: UInt64, at: GuestVirtualAddress)?
         var r11: UInt64?
         for _ in 0..<Self.maximumInstructions {
@@ -78,10 +81,15 @@ struct ServiceTableFinder {
                 try reader.instruction(at: next)
             }
             guard let instruction = decoded else { return nil }
+            pages.formUnion([next.page, GuestVirtualAddress(instruction.nextAddress &- 1).page])
             let loaded = instruction.mnemonic == .lea ? instruction.operands[1].memory?.absoluteAddress : nil
             if let loaded, instruction.destination == .r11 {
                 // The two tables are loaded one right after the other.
-                if let r10 { return Pair(descriptor: GuestVirtualAddress(r10.table), address: r10.at) }
+                if let r10 {
+                    return Dispatcher(
+                        descriptor: GuestVirtualAddress(r10.table), shadow: GuestVirtualAddress(loaded),
+                        address: r10.at, pages: pages)
+                }
                 r11 = loaded
             }
             r10 = instruction.destination == .r10 ? loaded.map { ($0, next) } : nil
@@ -102,22 +110,31 @@ struct ServiceTableFinder {
     }
 
     /// Searches all code for the pair and the TEST (F7) that follows it.
-    private func scan(after failure: DiscoveryError?) throws(DiscoveryError) -> Pair? {
+    private func scan(after failure: DiscoveryError?) throws(DiscoveryError) -> Dispatcher? {
         let any = BytePattern.wildcard
         let elements: [UInt16] = [
             0x4c, 0x8d, 0x15, any, any, any, any, 0x4c, 0x8d, 0x1d, any, any, any, any, 0xf7,
         ]
         guard let pattern = try? BytePattern(elements) else { return nil }
-        var found: [Pair] = []
+        var found: [Dispatcher] = []
         var gap: MemoryError?
         for section in kernel.image.sections where section.isExecutable && !section.isDiscardable {
             let code = try kernel.code(of: section)
             gap = gap ?? code.gaps.first?.error
             for offset in pattern.matches(in: code) {
-                guard let distance = code.load(Int32.self, at: offset + 3) else { continue }
-                let target = code.address + UInt64(offset + 7) + UInt64(bitPattern: Int64(distance))
-                if kernel.image.contains(target), !found.contains(where: { $0.descriptor == target }) {
-                    found.append(Pair(descriptor: target, address: code.address + UInt64(offset)))
+                guard let first = code.load(Int32.self, at: offset + 3),
+                    let second = code.load(Int32.self, at: offset + 10)
+                else { continue }
+                let place = code.address + UInt64(offset)
+                let target = place + 7 + UInt64(bitPattern: Int64(first))
+                guard kernel.image.contains(target) else { continue }
+                let pages = [place.page, (place + 13).page]
+                if let known = found.firstIndex(where: { $0.descriptor == target }) {
+                    found[known].pages.formUnion(pages)
+                } else {
+                    let shadow = place + 14 + UInt64(bitPattern: Int64(second))
+                    found.append(
+                        Dispatcher(descriptor: target, shadow: shadow, address: place, pages: Set(pages)))
                 }
             }
         }
@@ -131,9 +148,9 @@ struct ServiceTableFinder {
 
     /// A descriptor is believed if its table lies in the kernel and exported services lead where they must.
     private func check(
-        _ pair: Pair, serviceEntry: GuestVirtualAddress?, source: ServiceTable.Source
+        _ dispatcher: Dispatcher, serviceEntry: GuestVirtualAddress?, source: ServiceTable.Source
     ) throws(DiscoveryError) -> ServiceTable {
-        let descriptor = pair.descriptor
+        let descriptor = dispatcher.descriptor
         // KSERVICE_TABLE_DESCRIPTOR: Base, Count, Limit, Number.
         let (base, limit) = try reading("the service descriptor at \(descriptor)") { () throws(MemoryError) in
             (try kernel.memory.pointer(at: descriptor), try kernel.memory.load(UInt32.self, at: descriptor + 16))
@@ -146,8 +163,10 @@ struct ServiceTableFinder {
                 : .malformed("a service table at \(base) with \(limit) entries", at: descriptor)
         }
         var table = ServiceTable(
-            descriptor: descriptor, base: base, limit: limit, dispatcher: pair.address,
-            serviceEntry: serviceEntry, source: source, confirmations: [], contradictions: [])
+            descriptor: descriptor, base: base, limit: limit, dispatcher: dispatcher.address,
+            serviceEntry: serviceEntry,
+            shadowDescriptor: kernel.image.contains(dispatcher.shadow) ? dispatcher.shadow : nil,
+            dispatcherPages: dispatcher.pages.sorted(), source: source, confirmations: [], contradictions: [])
         compare(&table)
         guard !table.confirmations.isEmpty, table.contradictions.count < table.confirmations.count else {
             throw .malformed(

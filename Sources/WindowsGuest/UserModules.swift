@@ -6,13 +6,22 @@ import GuestMemory
 /// input, and believed only where something outside the process confirms it. Layouts: public structures
 /// `_PEB` (Ldr at 0x18), `_PEB_LDR_DATA` (InLoadOrderModuleList at 0x10), `_LDR_DATA_TABLE_ENTRY` (DllBase
 /// at 0x30, BaseDllName at 0x58) of x64.
-struct UserModules {
-    static let maximumModules = 1024
+public struct UserModules {
+    /// A list longer than this is not followed further.
+    public static let maximumModules = 1024
 
-    let process: GuestProcess
-    let memory: KernelMemory
+    /// A module as the list has it.
+    public struct Module: Hashable, Sendable {
+        public var base: GuestVirtualAddress
+        /// Its file's name without the path; characters other than printable ASCII are "?".
+        public var name: String
+    }
 
-    init(of process: GuestProcess, kernel: WindowsKernel) {
+    public let process: GuestProcess
+    /// The process's address space.
+    public let memory: KernelMemory
+
+    public init(of process: GuestProcess, kernel: WindowsKernel) {
         self.process = process
         memory = kernel.memory.inProcess(directoryTableBase: process.cr3)
     }
@@ -40,9 +49,33 @@ struct UserModules {
         }
     }
 
+    /// All modules, in the order in which they were loaded, as far as the list can be followed. Entries that cannot
+    /// be read, or whose base is no page of the lower half, are left out.
+    public func modules() -> [Module] {
+        var found: [Module] = []
+        guard let peb = process.peb, let loader = try? userPointer(at: peb + 0x18) else { return found }
+        let head = loader + 0x10
+        var seen: Set<GuestVirtualAddress> = [head]
+        var entry = try? userPointer(at: head)
+        while let current = entry, seen.count <= Self.maximumModules, seen.insert(current).inserted {
+            if let base = try? userPointer(at: current + 0x30), base == base.page,
+                let name = try? memory.unicodeString(at: current + 0x58, maximum: 520)
+            {
+                found.append(Module(base: base, name: printable(name)))
+            }
+            entry = try? userPointer(at: current)
+        }
+        return found
+    }
+
     /// A pointer into the lower half; nil for null and for anything else.
     private func userPointer(at address: GuestVirtualAddress) throws(MemoryError) -> GuestVirtualAddress? {
         let value = try memory.pointer(at: address)
         return value.rawValue >= 0x10000 && value.rawValue >> 47 == 0 ? value : nil
     }
+}
+
+/// A name found in the guest, fit to be shown.
+func printable(_ name: String) -> String {
+    String(String.UnicodeScalarView(name.unicodeScalars.map { (0x20..<0x7f).contains($0.value) ? $0 : "?" }))
 }

@@ -34,6 +34,29 @@ import Testing
         #expect(try memory.load(UInt8.self, at: GuestPhysicalAddress(address + 7)) == 0x01)
     }
 
+    @Test("Bytes are compared in place, across regions, and in memory that is not mapped here; a hole is an error")
+    func holds() throws {
+        let place = GuestPhysicalAddress(0x20_0000 - 4)
+        storage.store(UInt32(0x1111_1111), at: 0x20_0000 - 4)
+        storage.store(UInt32(0x2222_2222), at: 9 << 20)
+        let bytes: [UInt8] = [0x11, 0x11, 0x11, 0x11, 0x22, 0x22, 0x22, 0x22]
+        let elsewhere = PhysicalMemory(process: ProcessIdentity.current, regions: memory.regions)
+        func holds(_ memory: PhysicalMemory, _ bytes: [UInt8], _ address: GuestPhysicalAddress) throws -> Bool {
+            try bytes.withUnsafeBytes { (bytes: UnsafeRawBufferPointer) throws -> Bool in
+                try memory.holds(bytes, at: address)
+            }
+        }
+        for memory in [memory, elsewhere] {
+            #expect(try holds(memory, bytes, place))
+            #expect(try holds(memory, Array(bytes[..<4]), place))
+            #expect(try !holds(memory, bytes, place + 1))
+            #expect(try holds(memory, [], place))
+            #expect(throws: MemoryError.notRAM(GuestPhysicalAddress(0xa_0000))) {
+                try holds(memory, bytes, GuestPhysicalAddress(0x9_fffc))
+            }
+        }
+    }
+
     @Test("A read across regions that adjoin takes from both; one into a hole names its first address")
     func acrossRegions() throws {
         storage.store(UInt32(0x1111_1111), at: 0x20_0000 - 4)

@@ -13,6 +13,7 @@ struct KernelCode {
         "ExGetPreviousMode", "PsGetCurrentProcess", "PsGetThreadProcess", "PsGetThreadId", "PsGetProcessId",
         "PsGetProcessPeb", "PsGetProcessImageFileName", "NtBuildNumber", "PsInitialSystemProcess", "ZwClose",
         "ZwQuerySystemInformation", "NtClose", "NtQuerySystemInformation", "KeDelayExecutionThread", "KeBugCheckEx",
+        "PsLoadedModuleList",
     ]
 
     mutating func assemble() -> (SyntheticImage, [String: UInt32]) {
@@ -174,6 +175,9 @@ struct KernelCode {
         data.emit([UInt8](repeating: 0, count: 16))
         data.label("PsActiveProcessHead")
         data.emit([UInt8](repeating: 0, count: 32))
+        data.label("PsLoadedModuleList")
+        let head = options.base + UInt64(data.position)
+        for _ in 0..<2 { data.emit((0..<8).map { UInt8(truncatingIfNeeded: head >> (8 * $0)) }) }
         data.label("KeServiceDescriptorTable")
         let base = options.base + 0x6000
         data.emit((0..<8).map { UInt8(truncatingIfNeeded: base >> (8 * $0)) })

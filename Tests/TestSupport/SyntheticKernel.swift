@@ -20,6 +20,8 @@ public struct SyntheticKernelOptions: Sendable {
     /// KiServiceInternal ends in a jump that cannot be followed.
     public var opaqueDispatcher = false
     public var serviceCount: UInt32 = 0x1d8
+    /// The guest's RAM, in bytes.
+    public var memory = 4 << 20
 
     public init() {}
 }
@@ -53,7 +55,7 @@ public final class SyntheticKernel {
     }
 
     public let options: SyntheticKernelOptions
-    public let ram = SyntheticRAM(size: 4 << 20)
+    public let ram: SyntheticRAM
     public let tables: PageTableBuilder
     public private(set) var symbols: [String: UInt32] = [:]
     public private(set) var image: SyntheticImage
@@ -73,6 +75,7 @@ public final class SyntheticKernel {
 
     public init(_ options: SyntheticKernelOptions = .init()) {
         self.options = options
+        ram = SyntheticRAM(size: options.memory)
         tables = PageTableBuilder(ram: ram)
         var code = KernelCode(options: options)
         (image, symbols) = code.assemble()

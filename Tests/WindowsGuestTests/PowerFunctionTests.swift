@@ -156,12 +156,17 @@ import WindowsGuest
         #expect(table.descriptor == guest.guestAddress("KeServiceDescriptorTable") && table.limit == 0x1d8)
         #expect(table.serviceEntry == guest.guestAddress("KiServiceInternal"))
         #expect(table.confirmations == ["NtClose", "NtQuerySystemInformation"] && table.contradictions.isEmpty)
+        #expect(table.shadowDescriptor == guest.guestAddress("KeServiceDescriptorTableShadow"))
+        #expect(table.dispatcherPages == [guest.guestAddress("KiSystemServiceStart").page])
     }
 
     @Test("Where the dispatcher cannot be followed, or no stub is exported, its code is searched for")
     func byScan() throws {
         let guest = SyntheticKernel { $0.opaqueDispatcher = true }
-        #expect(try ServiceTable(of: try guest.locate()).source == .scan)
+        let table = try ServiceTable(of: try guest.locate())
+        #expect(table.source == .scan)
+        #expect(table.shadowDescriptor == guest.guestAddress("KeServiceDescriptorTableShadow"))
+        #expect(table.dispatcherPages == [guest.guestAddress("KiSystemServiceStart").page])
         let absent = SyntheticKernel { $0.withoutExports = ["ZwClose", "ZwQuerySystemInformation"] }
         // Without any exported stub nothing confirms the table.
         #expect(throws: DiscoveryError.self) { try ServiceTable(of: try absent.locate()) }

@@ -220,6 +220,8 @@ static const COMMAND_ENTRY ConCommands[] = {
     {"remap", 1, 1, ConRemap, "COUNT"},
     {"move", 1, 1, ConMove, "NAME|ADDRESS"},
     {"trim", 0, 1, ConTrim, "[transition|prototype|shared]"},
+    {"attack", 1, 2, ConAttack, "code|translation|idt|service|ntdll|region [off]"},
+    {"near", 1, 2, ConNear, "code|translation|idt|service|ntdll|region [off]"},
     {"crash", 0, 1, ConCrash, "[irql|pool]"},
 };
 

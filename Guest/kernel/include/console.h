@@ -39,6 +39,10 @@ void ConRecordCode(void);
 void ConCheckCode(CONSOLE_COMMAND *Command);
 BOOLEAN ConIsConstant(ULONG64 Address); // in a section that stays and nobody writes
 
+// attack.c
+void ConAttack(CONSOLE_COMMAND *Command);
+void ConNear(CONSOLE_COMMAND *Command);
+
 // load.c
 typedef enum { LoadCalls, LoadPages, LoadThreads, LoadKinds } LOAD_KIND;
 void ConInitializeLoad(void);
