@@ -82,7 +82,12 @@ let package = Package(
         .target(name: "CHandlerHarness", path: "Tests/CHandlerHarness"),
         tests("X86", ["WindowsGuest", "CHandlerHarness"]),
         tests("Detours", ["CDetourHandler", "CHandlerHarness", "HypervisorInterface", "WindowsGuest"]),
-        tests("Agents", ["Detours", "HypervisorInterface", "WindowsGuest", "X86", "GuestMemory"]),
+        tests(
+            "Agents",
+            [
+                "BundledGuest", "Detours", "HypervisorInterface", "WindowsGuest", "X86", "GuestMemory",
+                "CHandlerHarness",
+            ]),
         tests("PowerTransitions", ["Detours", "HypervisorInterface"]),
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
         tests("Protections", ["HypervisorInterface", "WindowsGuest", "GuestMemory"]),
@@ -90,7 +95,7 @@ let package = Package(
         .testTarget(
             name: "IntegrationTests",
             dependencies: [
-                "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
+                "Agents", "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
                 "Protections", "WindowsGuest", "TestSupport", "vigil",
             ],
             swiftSettings: settings),

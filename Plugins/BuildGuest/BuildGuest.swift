@@ -5,7 +5,7 @@ import PackagePlugin
 /// target that applies this plugin, as resources. Runs again when a file below `Guest/` changes.
 @main
 struct BuildGuest: BuildToolPlugin {
-    static let agents = ["heartbeat.agent"]
+    static let agents = ["heartbeat.agent", "ptfilter.agent"]
 
     /// Every file of the guest that guest-builder makes.
     static let artifacts =

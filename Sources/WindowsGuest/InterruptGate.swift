@@ -13,6 +13,8 @@ public struct InterruptGate: Hashable, Sendable {
     public var kind: Kind
     /// The least privileged level that may reach it with INT n.
     public var privilegeLevel: UInt8
+    /// The interrupt stack that it switches to, 1 to 7; 0 for none.
+    public var stackIndex: UInt8
 
     /// - Returns: nil where the 16 bytes are no gate that an interrupt could go through: absent, of another
     ///   type, with bits set that must be zero, or without a code segment.
@@ -27,6 +29,7 @@ public struct InterruptGate: Hashable, Sendable {
         handler = GuestVirtualAddress(low & 0xffff | (low >> 48) << 16 | (high & 0xffff_ffff) << 32)
         self.kind = kind
         privilegeLevel = UInt8(low >> 45 & 3)
+        stackIndex = UInt8(low >> 32 & 7)
     }
 
     /// Reads the gate of a vector.

@@ -49,6 +49,8 @@ public struct PEImage: Hashable, Sendable {
     public let timeDateStamp: UInt32
     public let sections: [Section]
     public let exportDirectory: Directory?
+    /// The table of functions (`.pdata`): rows of 12 bytes, each with the first two a function's start and end.
+    public let exceptionDirectory: Directory?
 
     /// Reads the headers at `base`.
     /// - Throws: `notYet` where their page is not resident; `malformed` where they are no PE32+ for x86-64, or
@@ -80,7 +82,12 @@ public struct PEImage: Hashable, Sendable {
         timeDateStamp = bytes.load(UInt32.self, at: file + 4) ?? 0
         sections = try Self.sections(
             bytes, at: optional + Int(optionalSize), count: Int(sectionCount), imageSize: size)
-        exportDirectory = try Self.exportDirectory(bytes, optional: optional, end: Int(optionalSize), imageSize: size)
+        func directory(_ index: Int, _ name: String, least: UInt32) throws(DiscoveryError) -> Directory? {
+            try Self.directory(
+                index, bytes, optional: optional, end: Int(optionalSize), imageSize: size, name: name, least: least)
+        }
+        exportDirectory = try directory(0, "export", least: 40)
+        exceptionDirectory = try directory(3, "exception", least: 12)
     }
 
     private static func sections(
@@ -109,16 +116,18 @@ public struct PEImage: Hashable, Sendable {
         return sections
     }
 
-    private static func exportDirectory(
-        _ bytes: PartialBytes, optional: Int, end: Int, imageSize: UInt32
+    /// - Parameter least: a directory of fewer bytes is none of its kind.
+    private static func directory(
+        _ index: Int, _ bytes: PartialBytes, optional: Int, end: Int, imageSize: UInt32, name: String, least: UInt32
     ) throws(DiscoveryError) -> Directory? {
-        // NumberOfRvaAndSizes at 108, the directories from 112 on, exports first.
-        guard end >= 120, let count = bytes.load(UInt32.self, at: optional + 108), count >= 1,
-            let rva = bytes.load(UInt32.self, at: optional + 112), rva != 0,
-            let size = bytes.load(UInt32.self, at: optional + 116)
+        // NumberOfRvaAndSizes at 108, the directories of eight bytes each from 112 on.
+        let offset = 112 + 8 * index
+        guard end >= offset + 8, let count = bytes.load(UInt32.self, at: optional + 108), count > UInt32(index),
+            let rva = bytes.load(UInt32.self, at: optional + offset), rva != 0,
+            let size = bytes.load(UInt32.self, at: optional + offset + 4)
         else { return nil }
-        guard rva < imageSize, size <= imageSize - rva, size >= 40 else {
-            throw .malformed("the export directory lies outside the image", at: bytes.address)
+        guard rva < imageSize, size <= imageSize - rva, size >= least else {
+            throw .malformed("the \(name) directory lies outside the image", at: bytes.address)
         }
         return Directory(rva: rva, size: size)
     }

@@ -13,6 +13,8 @@ public struct Mnemonic: RawRepresentable, Hashable, Sendable, CustomStringConver
     public static let movsx = Self(ZYDIS_MNEMONIC_MOVSX)
     public static let movsxd = Self(ZYDIS_MNEMONIC_MOVSXD)
     public static let lea = Self(ZYDIS_MNEMONIC_LEA)
+    public static let xchg = Self(ZYDIS_MNEMONIC_XCHG)
+    public static let cmpxchg = Self(ZYDIS_MNEMONIC_CMPXCHG)
     public static let push = Self(ZYDIS_MNEMONIC_PUSH)
     public static let pop = Self(ZYDIS_MNEMONIC_POP)
     public static let pushfq = Self(ZYDIS_MNEMONIC_PUSHFQ)

@@ -30,7 +30,7 @@ struct GuestBuild {
     ]
 
     /// Every agent is a folder of its own in `agents`, beside what they have in common.
-    static let agents = ["heartbeat"]
+    static let agents = ["heartbeat", "ptfilter"]
 
     /// Kernel sources that differ between the two shapes of re-entry; all
     /// others are compiled once for each optimisation.

@@ -23,3 +23,12 @@ uint64_t harness_entry(void);
 /// The address of a function in the Microsoft x64 convention that calls `on_delay`, and destroys everything
 /// that its convention lets it destroy.
 uint64_t harness_delay_function(void);
+
+/// Enters an interrupt's handler from this process's code, as a processor does without a change of privilege level:
+/// with `place` in RSI and `value` in RDX. The handler returns to `harness_interrupt_end()`. Any number at once.
+void harness_interrupt(const void *gate, uint64_t *place, uint64_t value);
+uint64_t harness_interrupt_end(void);
+
+/// This process's selectors.
+uint64_t harness_code_segment(void);
+uint64_t harness_stack_segment(void);
