@@ -89,6 +89,7 @@ public final class AgentManager {
         var isWanted = false
         var stepDeadline: Deadline
         var began: Deadline
+        var nextCollection: Deadline
         /// It is on its way in, but shall not stay.
         var isCancelled = false
         /// What went wrong on the way in.
@@ -103,6 +104,7 @@ public final class AgentManager {
             self.program = program
             stepDeadline = now
             began = now
+            nextCollection = now
         }
     }
 
@@ -483,11 +485,7 @@ public final class AgentManager {
         let time = now()
         try renewLease(time)
         for agent in agents {
-            if agent.state == .deployed, let memory = agent.memory {
-                for message in try agent.program.collect(from: memory) {
-                    report(.report(agent: agent.program.name, message))
-                }
-            }
+            if agent.state == .deployed, agent.nextCollection <= time { try collect(from: agent, time) }
             if agent.stepDeadline <= time { try passDeadline(of: agent) }
         }
         for index in calls.indices where calls[index].deadline <= time && !calls[index].isOverdue {
@@ -496,8 +494,25 @@ public final class AgentManager {
         }
         var next = agents.filter { [.injecting, .draining, .unloading].contains($0.state) }.map(\.stepDeadline)
         next += calls.filter { !$0.isOverdue }.map(\.deadline)
-        if agents.contains(where: { $0.state == .deployed }) { next.append(nextLease) }
+        let deployed = agents.filter { $0.state == .deployed }
+        next += deployed.map(\.nextCollection)
+        if !deployed.isEmpty { next.append(nextLease) }
         return next.min()
+    }
+
+    /// One that does not make sense any more is taken out.
+    private func collect(from agent: Agent, _ time: Deadline) throws(AgentError) {
+        guard let memory = agent.memory else { return }
+        agent.nextCollection = time + agent.program.collectInterval
+        do throws(AgentError) {
+            for message in try agent.program.collect(from: memory) {
+                report(.report(agent: agent.program.name, message))
+            }
+        } catch {
+            if case .hypervisor = error { throw error }
+            agent.failure = error
+            try whilePaused { () throws(AgentError) in try withdraw(agent) }
+        }
     }
 
     private func renewLease(_ time: Deadline) throws(AgentError) {

@@ -41,6 +41,9 @@ public protocol AgentProgram: AnyObject {
     /// How long its thread sleeps between two rounds.
     var interval: Duration { get }
 
+    /// How often it is asked for what it has found out.
+    var collectInterval: Duration { get }
+
     /// Puts what the agent needs to know into the bytes that are about to be loaded.
     func prepare(_ bytes: inout [UInt8], at base: GuestVirtualAddress) throws(AgentError)
 
@@ -63,6 +66,7 @@ public protocol AgentProgram: AnyObject {
 
 extension AgentProgram {
     public var patchesCode: Bool { false }
+    public var collectInterval: Duration { .milliseconds(500) }
     public func attach(_ memory: AgentMemory) throws(AgentError) {}
     public func detach() throws(AgentError) {}
     public var ownPatches: [CodePatch.Place] { [] }

@@ -35,7 +35,7 @@ public final class DebugRegisterTable {
         public var site: BreakpointSite
     }
 
-    private let effects: GuestEffects
+    public let effects: GuestEffects
     public private(set) var registers: [Assignment?]
 
     public init(_ effects: GuestEffects) {
@@ -49,9 +49,9 @@ public final class DebugRegisterTable {
     /// Whether a purpose has a register.
     public func holds(_ purpose: Purpose) -> Bool { registers.contains { $0?.purpose == purpose } }
 
-    /// Whether a return is watched.
-    public var watchesReturns: Bool {
-        registers.contains { if case .returnWatch = $0?.purpose { true } else { false } }
+    /// Whether any access is watched.
+    public var watchesAccesses: Bool {
+        registers.contains { if case .access = $0?.site { true } else { false } }
     }
 
     /// Takes a register and sets the site: a free one, or else one that is in use for something expendable.

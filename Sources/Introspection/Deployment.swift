@@ -23,6 +23,12 @@ final class Deployment: TransitionParticipant {
 
     let agents: AgentManager
     let protections: ProtectionWatch?
+    /// The agent that is told what to look at, and which of the kernel's instructions to replace.
+    private let filter: PageTableFilterAgent?
+    private let kernel: WindowsKernel
+    private var hunt: PageTableWriterHunt?
+    /// What the filter watches.
+    private var filteredPages: Set<GuestVirtualAddress> = []
     /// Whether agents are taken out before a transition. Without that, the guest goes down with them in it.
     private let withdraws: Bool
     private let detour: PatchlessDetour
@@ -39,12 +45,15 @@ final class Deployment: TransitionParticipant {
     private var isHostGoingDown = false
 
     init(
-        agents: AgentManager, protections: ProtectionWatch?, withdraws: Bool, detour: PatchlessDetour,
+        agents: AgentManager, filter: PageTableFilterAgent?, kernel: WindowsKernel,
+        protections: ProtectionWatch?, withdraws: Bool, detour: PatchlessDetour,
         callers: CallerReader, dispatcher: GuestVirtualAddress?,
         bugCheck: GuestVirtualAddress?, report: @escaping (EngineEvent) -> Void
     ) {
         self.agents = agents
         self.protections = protections
+        self.filter = filter
+        self.kernel = kernel
         self.withdraws = withdraws
         self.detour = detour
         self.callers = callers
@@ -135,6 +144,49 @@ final class Deployment: TransitionParticipant {
         }
     }
 
+    // MARK: Wishes
+
+    /// Asks for an agent to be in the guest, or not to be. The page-table filter is deployed when it is known which
+    /// instructions it is to replace.
+    func want(_ name: String, _ isWanted: Bool) throws(AgentError) {
+        if let filter, name == filter.name, isWanted {
+            if !agents.allowVisiblePatches { throw .visiblePatches(agent: name) }
+            if hunt == nil { hunt = try PageTableWriterHunt(kernel, debugRegisters) }
+            if filter.writers.isEmpty { return }
+        }
+        try agents.want(name, isWanted)
+    }
+
+    private func goOnHunting() throws(DetourError) -> Deadline? {
+        guard let filter, let hunt, filter.writers.isEmpty else { return nil }
+        if !hunt.isDone { return try hunt.tick(mayWatch: !isInTransition) }
+        try hunt.release()
+        filter.writers = hunt.writers
+        try attempt { () throws(AgentError) in try agents.want(filter.name, true) }
+        return nil
+    }
+
+    /// Tells the filter which pages are protected; where none are, it looks after the kernel's own code.
+    private func updateFilter() throws(DetourError) {
+        guard let filter else { return }
+        var pages = protections?.watchedPages ?? []
+        if pages.isEmpty { pages = residentCode }
+        if pages == filteredPages { return }
+        filteredPages = pages
+        try attempt { () throws(AgentError) in try filter.watch(pages) }
+    }
+
+    /// The pages of the kernel's code that are not paged out: sections whose names begin with PAGE may be.
+    private lazy var residentCode: Set<GuestVirtualAddress> = {
+        var pages: Set<GuestVirtualAddress> = []
+        for section in kernel.image.sections
+        where section.isExecutable && !section.isDiscardable && !section.name.hasPrefix("PAGE") {
+            let start = kernel.image.address(rva: section.rva).page
+            for offset in stride(from: 0, to: UInt64(section.virtualSize), by: 0x1000) { pages.insert(start + offset) }
+        }
+        return pages
+    }()
+
     // MARK: Threads
 
     /// Handles a vCPU that stands where something of this was waited for.
@@ -156,7 +208,13 @@ final class Deployment: TransitionParticipant {
             try handleBugCheck()
             return true
         }
-        return false
+        return try handleAccess(vcpu, registers)
+    }
+
+    /// Handles a vCPU that may have stopped because of a page-table entry that is watched.
+    /// - Returns: false where it has nothing to do with this.
+    func handleAccess(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) -> Bool {
+        try hunt?.handleAccess(vcpu, registers) ?? false
     }
 
     /// Borrows the thread that makes a system call on this vCPU.
@@ -236,13 +294,17 @@ final class Deployment: TransitionParticipant {
     /// Does what is due, and says when something is due again.
     func tick() throws(DetourError) -> Deadline? {
         let due = try attempt { () throws(AgentError) in try agents.tick() }
+        let hunted = try goOnHunting()
+        try updateFilter()
         try lookForThread()
         try watchForCrash()
-        return [due.flatMap(\.self), protections?.tick()].compactMap(\.self).min()
+        return [hunted, due.flatMap(\.self), protections?.tick()].compactMap(\.self).min()
     }
 
     /// Leaves the guest: nothing leads to an agent, and those that are there leave by themselves. The machine stands.
     func leave() throws(DetourError) {
+        try hunt?.release()
+        hunt = nil
         try attempt { () throws(AgentError) in try agents.release() }
     }
 

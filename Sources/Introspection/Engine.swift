@@ -94,10 +94,11 @@ public final class Engine {
     /// QEMU forgets a stop that it owes when it is told to pause in the same moment, but not the access: a vCPU has
     /// just returned, and nobody would ever say so.
     private func lookForReturns() throws(HypervisorError) {
-        guard let powerGuard, debugRegisters.watchesReturns else { return }
+        guard let powerGuard, debugRegisters.watchesAccesses else { return }
         for index in 0..<machine.vcpuCount {
             let registers = try machine.registers(of: VCPU(index))
             do throws(DetourError) {
+                if try deployment?.handleAccess(VCPU(index), registers) == true { continue }
                 try powerGuard.handleAccess(VCPU(index), registers)
             } catch {
                 if case .hypervisor(let error) = error { throw error }
@@ -202,7 +203,7 @@ public final class Engine {
         let pausedBefore = effects.pausedTime
         let slack = try? survey.slack.get().address
         let inline = try inlineDetour(survey)
-        let programs = try agentPrograms()
+        let programs = try agentPrograms(survey.kernel)
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
             memory: survey.kernel.memory, waiting: programs.isEmpty ? options.waiting : .delay, slack: slack,
@@ -244,12 +245,12 @@ public final class Engine {
     }
 
     /// - Throws: where one of those that were asked for may not be deployed, before anything is stopped or changed.
-    private func agentPrograms() throws(EngineError) -> [any AgentProgram] {
+    private func agentPrograms(_ kernel: WindowsKernel) throws(EngineError) -> [any AgentProgram] {
         do throws(AgentError) {
             var programs: [any AgentProgram] = []
             // With a way of wishing, any may be wished for later.
             for kind in AgentKind.allCases where options.agents.contains(kind) || options.control != nil {
-                let program = try kind.makeProgram()
+                let program = try kind.makeProgram(kernel)
                 if program.patchesCode, !options.allowVisiblePatches, options.agents.contains(kind) {
                     throw .visiblePatches(agent: program.name)
                 }
@@ -275,7 +276,13 @@ public final class Engine {
         }
         let agents = AgentManager(
             programs, kernel: survey.kernel, functions: functions, effects: effects,
-            allowVisiblePatches: options.allowVisiblePatches, report: { [report] in report(.agent($0)) })
+            allowVisiblePatches: options.allowVisiblePatches,
+            report: { [unowned self] in
+                report(.agent($0))
+                if case .report(_, .translationChanged(let change)) = $0 {
+                    self.deployment?.protections?.check(page: change.page)
+                }
+            })
         agents.deadlines = options.agentDeadlines
         agents.withdrawalPlace = options.withdrawalPlace
         let protections = ProtectionSet(
@@ -286,17 +293,19 @@ public final class Engine {
                 }
             })
         let watch = ProtectionWatch(protections, report: { [report] in report(.protection($0)) })
+        let filter = programs.lazy.compactMap { $0 as? PageTableFilterAgent }.first
         let deployment = Deployment(
-            agents: agents, protections: watch, withdraws: options.withdrawsAgents, detour: function,
+            agents: agents, filter: filter, kernel: survey.kernel, protections: watch,
+            withdraws: options.withdrawsAgents, detour: function,
             callers: CallerReader(kernel: survey.kernel, offsets: survey.offsets),
             dispatcher: try? ServiceTable(of: survey.kernel).dispatcher,
             bugCheck: try? survey.kernel.export("KeBugCheckEx"), report: report)
         self.deployment = deployment
-        current.participant = deployment
         for kind in ProtectionKind.allCases where options.protections.contains(kind) { protect([kind], true) }
         for program in programs where options.agents.contains(where: { $0.rawValue == program.name }) {
             want(program.name, true)
         }
+        current.participant = deployment
     }
 
     private func protect(_ kinds: Set<ProtectionKind>, processes: [String]? = nil, _ isWanted: Bool) {
@@ -313,7 +322,7 @@ public final class Engine {
 
     private func want(_ agent: String, _ isWanted: Bool) {
         do throws(AgentError) {
-            try deployment?.agents.want(agent, isWanted)
+            try deployment?.want(agent, isWanted)
         } catch {
             report(.agent(.failed(agent: agent, reason: error.description)))
         }

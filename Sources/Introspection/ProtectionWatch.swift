@@ -41,7 +41,8 @@ final class ProtectionWatch {
         nextCheck = now()
     }
 
-    var watchedPages: Set<UInt64> { Set(protections.watchedPages.map(\.page.rawValue)) }
+    /// The kernel's pages whose translations matter.
+    var watchedPages: Set<GuestVirtualAddress> { Set(protections.watchedPages.map(\.page)) }
 
     // MARK: Configuration
 

@@ -12,6 +12,7 @@ public final class PageTableFilterAgent: AgentProgram {
     public let image: AgentImage
     public let patchesCode = true
     public let interval = Duration.seconds(1)
+    public let collectInterval = Duration.milliseconds(20)
 
     private let kernel: WindowsKernel
     private let layout: PageTableFilterLayout

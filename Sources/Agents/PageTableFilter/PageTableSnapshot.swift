@@ -26,6 +26,8 @@ public struct PageTableSnapshot {
         /// Of its entries.
         var level: Int
         var entries: [UInt64]
+        /// How many changes were seen in it.
+        var changes = 0
     }
 
     /// 64 MiB of tables, which map 32 GiB in pages of 4 KiB.
@@ -80,9 +82,19 @@ public struct PageTableSnapshot {
     /// Reads the same tables again, and takes what they hold now for the next time.
     /// - Returns: the entries of the upper half that are another than before in more than the bits that processors
     ///   set (A, D).
-    public mutating func update() -> [Change] {
+    public mutating func update() -> [Change] { update(Array(tables.indices)) }
+
+    /// The same for those tables alone in which most changes were seen: what is mapped for a moment only is found by
+    /// looking often.
+    /// - Parameter count: how many tables.
+    public mutating func updateBusiest(_ count: Int) -> [Change] {
+        let busy = tables.indices.filter { tables[$0].changes > 0 }
+        return update(Array(busy.sorted { tables[$0].changes > tables[$1].changes }.prefix(count)))
+    }
+
+    private mutating func update(_ numbers: [Int]) -> [Change] {
         var changes: [Change] = []
-        for number in tables.indices {
+        for number in numbers {
             let table = tables[number]
             guard let now = Self.entries(of: table.place, in: physical), now != table.entries else { continue }
             for index in (table.level == space.tableLevels ? 256 : 0)..<512
@@ -95,6 +107,7 @@ public struct PageTableSnapshot {
                         level: table.level, before: table.entries[index], after: now[index]))
             }
             tables[number].entries = now
+            tables[number].changes += 1
         }
         return changes
     }
