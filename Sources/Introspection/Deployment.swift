@@ -132,15 +132,7 @@ final class Deployment: TransitionParticipant {
             report(.warning("the host says once more that the machine goes down (\(notice.rawValue))"))
         case (.sleep, false), (.shutDown, false), (.terminating, false):
             isHostGoingDown = true
-            try control { () throws(HypervisorError) in
-                try effects.withPaused { () throws(HypervisorError) in
-                    do throws(DetourError) {
-                        try attempt { () throws(AgentError) in try agents.suspend() }
-                    } catch {
-                        if case .hypervisor(let error) = error { throw error }
-                    }
-                }
-            }
+            try whilePaused { () throws(AgentError) in try agents.suspend() }
         }
     }
 
@@ -158,12 +150,18 @@ final class Deployment: TransitionParticipant {
     }
 
     private func goOnHunting() throws(DetourError) -> Deadline? {
-        guard let filter, let hunt, filter.writers.isEmpty else { return nil }
-        if !hunt.isDone { return try hunt.tick(mayWatch: !isInTransition) }
-        try hunt.release()
-        filter.writers = hunt.writers
-        try attempt { () throws(AgentError) in try agents.want(filter.name, true) }
-        return nil
+        guard let filter, let hunt else { return nil }
+        let due = try hunt.tick(mayWatch: !isInTransition, isOfInterest: filter.isWatching)
+        if hunt.isDone, hunt.writers.count > filter.writers.count, !isInTransition {
+            let isFirst = filter.writers.isEmpty
+            filter.writers = hunt.writers
+            // One that is deployed is taken out first, and comes back with all of them.
+            try whilePaused { () throws(AgentError) in
+                if !isFirst { try agents.want(filter.name, false) }
+                try agents.want(filter.name, true)
+            }
+        }
+        return due
     }
 
     /// Tells the filter which pages are protected; where none are, it looks after the kernel's own code.
@@ -314,6 +312,19 @@ final class Deployment: TransitionParticipant {
         requests = [:]
         isHostGoingDown = false
         try attempt { () throws(AgentError) in try agents.forgetEverything() }
+    }
+
+    /// Runs what agents do while the machine stands.
+    private func whilePaused(_ body: () throws(AgentError) -> Void) throws(DetourError) {
+        try control { () throws(HypervisorError) in
+            try effects.withPaused { () throws(HypervisorError) in
+                do throws(DetourError) {
+                    try attempt(body)
+                } catch {
+                    if case .hypervisor(let error) = error { throw error }
+                }
+            }
+        }
     }
 
     /// Runs what agents do; what goes wrong with one of them is said, and nothing else ends by it.

@@ -51,10 +51,10 @@ public struct PageTableAliases {
         let sorted = pages.sorted()
         var left = limit
         // Depth first: an ascending order, and no more tables waiting than there are levels.
-        var path: [(table: UInt64, translates: UInt64, index: Int)] = [
-            (space.root & PageTableEntry.addressMask, 0, 256)
-        ]
-        while let (table, translates, index) = path.last {
+        // A table is read as a whole: one by one, its entries would be a thousand times dearer where RAM is not mapped.
+        guard let root = entries(ofTableAt: space.root & PageTableEntry.addressMask) else { return [:] }
+        var path: [(entries: [UInt64], translates: UInt64, index: Int)] = [(root, 0, 256)]
+        while let (entries, translates, index) = path.last {
             let level = levels - path.count + 1
             guard index < 512, left > 0 else {
                 path.removeLast()
@@ -62,14 +62,12 @@ public struct PageTableAliases {
             }
             left -= 1
             path[path.count - 1].index += 1
-            guard !(level == levels && index == selfMapIndex),
-                let word = try? physical.load(UInt64.self, at: GuestPhysicalAddress(table + UInt64(index) * 8))
-            else { continue }
-            let entry = PageTableEntry(word)
+            guard !(level == levels && index == selfMapIndex) else { continue }
+            let entry = PageTableEntry(entries[index])
             guard entry.isPresent, entry.isWritable else { continue }
             let linear = space.linear(translates, index: index, level: level)
             guard level == 1 || (level <= 3 && entry.isLargePage) else {
-                path.append((entry.address, linear, 0))
+                if let table = self.entries(ofTableAt: entry.address) { path.append((table, linear, 0)) }
                 continue
             }
             let size = UInt64(4096) << UInt64(9 * (level - 1))
@@ -88,5 +86,9 @@ public struct PageTableAliases {
             }
         }
         return found
+    }
+
+    private func entries(ofTableAt address: UInt64) -> [UInt64]? {
+        PageTableSnapshot.entries(of: GuestPhysicalAddress(address), in: physical)
     }
 }

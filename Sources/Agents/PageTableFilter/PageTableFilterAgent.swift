@@ -56,6 +56,9 @@ public final class PageTableFilterAgent: AgentProgram {
         patches == nil ? nil : memory.map { $0.base + UInt64(layout.reportPoint) }
     }
 
+    /// Whether an entry translates one of the watched pages.
+    public func isWatching(_ entry: GuestPhysicalAddress) -> Bool { wantedPlaces.contains(entry) }
+
     /// Says which pages are watched from now on, instead of those before. The guest may run.
     /// - Parameters:
     ///   - pages: of the kernel's half.

@@ -113,7 +113,7 @@ public struct PageTableSnapshot {
     }
 
     /// nil where the table is not in RAM.
-    private static func entries(of table: GuestPhysicalAddress, in physical: PhysicalMemory) -> [UInt64]? {
+    static func entries(of table: GuestPhysicalAddress, in physical: PhysicalMemory) -> [UInt64]? {
         var entries = [UInt64](repeating: 0, count: 512)
         do throws(MemoryError) {
             try entries.withUnsafeMutableBufferPointer { (buffer) throws(MemoryError) in

@@ -69,16 +69,33 @@ public struct PageTableWriterSearch {
         return changes.count
     }
 
+    /// Compares the tables with what they held the last time.
+    /// - Returns: the entries that have changed, of those that the caller is interested in.
+    public mutating func changes(
+        where isOfInterest: (GuestPhysicalAddress) -> Bool
+    ) -> [PageTableSnapshot.Change] {
+        let all = snapshot.update()
+        _ = take(all)
+        return all.filter { isOfInterest($0.place) }
+    }
+
     /// The places to watch, the entries that changed most often first, each with all its addresses: the self-map's,
     /// then those of other mappings.
     /// - Parameter count: how many places there can be: the debug registers to be had.
     public func sites(_ count: Int) -> [Site] {
-        guard count > 0 else { return [] }
-        let aliases = PageTableAliases(snapshot.space, in: snapshot.physical)
         // A stable order, so that the answer depends on the guest alone.
         let entries = observed.sorted {
             (counts[$1.place] ?? 0, $0.place) < (counts[$0.place] ?? 0, $1.place)
-        }.prefix(count)
+        }
+        return sites(of: entries, count)
+    }
+
+    /// The places where these entries can be watched, the first ones first.
+    /// - Parameter count: how many places there can be.
+    public func sites(of changes: [PageTableSnapshot.Change], _ count: Int) -> [Site] {
+        guard count > 0 else { return [] }
+        let entries = changes.prefix(count)
+        let aliases = PageTableAliases(snapshot.space, in: snapshot.physical)
         let mappings = aliases.writableMappings(of: Set(entries.map(\.place.page)))
         var sites: [Site] = []
         for entry in entries {
@@ -91,6 +108,36 @@ public struct PageTableWriterSearch {
             }
         }
         return Array(sites.prefix(count))
+    }
+
+    /// Nothing has changed yet since the beginning.
+    public var hasSeenChanges: Bool { !observed.isEmpty }
+
+    /// The candidates that exchange, in order: a hypervisor's watch may pass by the accesses of such instructions (QEMU
+    /// 7.2's does on several vCPUs), so they are confirmed when they are about to execute.
+    public var exchanges: [PageTableWriter] {
+        catalog.candidates.values.filter { $0.kind != .move && !$0.changesItsAddress && confirmed[$0.end] == nil }
+            .sorted { $0.end < $1.end }
+    }
+
+    /// Judges a stop before a candidate: it writes page tables if its operand with these registers lies in one.
+    /// - Parameter registers: of the vCPU that stopped.
+    /// - Returns: whether the candidate is confirmed by this stop.
+    public mutating func confirm(_ registers: Registers, before writer: PageTableWriter) -> Bool {
+        let memory = VirtualMemory(physical: snapshot.physical, space: snapshot.space)
+        guard registers.privilegeLevel == 0, registers.rip == writer.address.rawValue,
+            let place = try? memory.translate(writer.effectiveAddress(registers)).physical,
+            let table = snapshot.tables.first(where: { $0.place == place.page })
+        else { return false }
+        confirmed[writer.end] = writer
+        // Where one is at work others may be.
+        let index = Int(place.rawValue & 0xfff) / 8
+        let translates = GuestVirtualAddress(
+            snapshot.space.linear(table.translates, index: index, level: table.level))
+        _ = take([
+            PageTableSnapshot.Change(place: place, translates: translates, level: table.level, before: 0, after: 0)
+        ])
+        return true
     }
 
     /// Judges a stop after an access to a watched place.
