@@ -43,7 +43,8 @@ extension GuardianMessage {
 
     private enum Kind: UInt64 {
         case beat = 1
-        case pause, resume, insert, remove, handler, hold, holdInDelay, sentOff, release, farewell, patch, replace, agent
+        case pause, resume, insert, remove, handler, hold, holdInDelay, sentOff, release, farewell, patch, replace,
+            agent
     }
 
     /// The longest message, in bytes.
