@@ -97,6 +97,8 @@ public final class AgentManager {
         var isSignalled = false
         /// Nothing of the kernel's leads to it.
         var isDetached = true
+        /// It was not at its place when it was looked for last.
+        var isMissed = false
 
         init(_ number: Int, _ program: any AgentProgram, now: Deadline) {
             self.number = number
@@ -251,6 +253,7 @@ public final class AgentManager {
         agent.failure = nil
         agent.memory = nil
         agent.isSignalled = false
+        agent.isMissed = false
         agent.began = now()
         agent.stepDeadline = agent.began + deadlines.thread
     }
@@ -659,9 +662,15 @@ public final class AgentManager {
         }
         guard agent.state == .deployed else { return }
         guard memory.isThere() else {
+            // After a reset nothing is there either, and the next event says so.
+            guard agent.isMissed else {
+                agent.isMissed = true
+                return
+            }
             if let problem = try tryToDetach(agent) { throw problem }
             return try noteGone(agent)
         }
+        agent.isMissed = false
         for message in try agent.program.collect(from: memory) {
             report(.report(agent: agent.program.name, message))
         }

@@ -549,6 +549,10 @@ import X86
         run.guest.kernel.write(others, at: Self.pool.rawValue)
         run.pass(.seconds(1))
         try run.tick()
+        // A reset would look the same, and be told of before the next look.
+        if !isLeaving { #expect(run.words == ["deployed one system-call"] && run.state() == .deployed) }
+        run.pass(.milliseconds(500))
+        try run.tick()
         if isLeaving { #expect(try run.offer() == nil) }
         #expect(run.words.last == "withdrawn one by-itself" && run.bytes(Self.pool, AgentRun.size) == others)
         #expect(run.state() == (isLeaving ? .absent : .injecting) && run.notes.last == "0 gone")
