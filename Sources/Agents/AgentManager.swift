@@ -98,6 +98,8 @@ public final class AgentManager {
         var isSignalled = false
         /// Nothing of the kernel's leads to it.
         var isDetached = true
+        /// It was not at its place when it was looked for last.
+        var isMissed = false
 
         init(_ number: Int, _ program: any AgentProgram, now: Deadline) {
             self.number = number
@@ -110,15 +112,28 @@ public final class AgentManager {
 
     /// A call that a borrowed thread is making.
     private struct Call {
-        enum Purpose { case allocate, start, signal, free }
+        enum Purpose { case allocate, start, signal, free, discard }
         var agent: Agent
         var purpose: Purpose
+        /// What it is about; nil for an allocation.
+        var memory: AgentMemory?
         var place: BorrowingPlace
         var deadline: Deadline
         /// Which of the threads that are away makes it; nil until that one has been sent off.
         var slot: Int?
         /// Its deadline has passed; what it returns is only cleaned up after.
         var isOverdue = false
+    }
+
+    /// Memory that calls got, or left, which came back after they had been given up: no agent's any more.
+    private struct Leftover {
+        var agent: Agent
+        var memory: AgentMemory
+        /// A thread of the agent's may be in it still, which was told to leave.
+        var isDraining: Bool
+        /// It was reported to be there.
+        var isReported: Bool
+        var deadline: Deadline
     }
 
     public let effects: GuestEffects
@@ -136,6 +151,7 @@ public final class AgentManager {
     private var calls: [Call] = []
     /// Those that were told to leave by themselves.
     private var leaving: [(agent: Agent, memory: AgentMemory)] = []
+    private var leftovers: [Leftover] = []
     private var leaseValue: UInt32 = 1
     private var nextLease: Deadline
     /// Agents are not put into the guest now.
@@ -203,7 +219,22 @@ public final class AgentManager {
     /// Takes everything out, for as long as `resume` is not called. The machine stands.
     public func suspend() throws(AgentError) {
         isSuspended = true
-        for agent in agents { try withdraw(agent) }
+        try forEach { (agent) throws(AgentError) in try withdraw(agent) }
+    }
+
+    /// Does something with every agent, whatever goes wrong with one of them.
+    /// - Throws: what went wrong first.
+    private func forEach(_ body: (Agent) throws(AgentError) -> Void) throws(AgentError) {
+        var failure: AgentError?
+        for agent in agents {
+            do throws(AgentError) {
+                try body(agent)
+            } catch {
+                if case .hypervisor = error { throw error }
+                failure = failure ?? error
+            }
+        }
+        if let failure { throw failure }
     }
 
     /// Puts what is wanted back in.
@@ -213,7 +244,8 @@ public final class AgentManager {
     }
 
     private func begin(_ agent: Agent) {
-        guard !isSuspended else { return }
+        // Where something still leads to what it has left behind, it cannot come back.
+        guard !isSuspended, agent.isDetached else { return }
         switch agent.state {
         case .absent, .failed, .neutralised: break
         case .injecting, .deployed, .draining, .unloading: return
@@ -223,6 +255,7 @@ public final class AgentManager {
         agent.failure = nil
         agent.memory = nil
         agent.isSignalled = false
+        agent.isMissed = false
         agent.began = now()
         agent.stepDeadline = agent.began + deadlines.thread
     }
@@ -234,7 +267,7 @@ public final class AgentManager {
         case .injecting:
             agent.began = now()
             agent.stepDeadline = agent.began + deadlines.withdrawal
-            if calls.contains(where: { $0.agent === agent }) || agent.memory != nil {
+            if isCalling(for: agent) || agent.memory != nil {
                 agent.isCancelled = true
             } else {
                 agent.state = .absent
@@ -253,16 +286,38 @@ public final class AgentManager {
         agent.isDetached = true
     }
 
+    /// - Returns: why something still leads to the agent; nil where nothing does.
+    private func tryToDetach(_ agent: Agent) throws(AgentError) -> AgentError? {
+        if agent.isDetached { return nil }
+        do throws(AgentError) {
+            try whilePaused { () throws(AgentError) in try detach(agent) }
+            return nil
+        } catch {
+            if case .hypervisor = error { throw error }
+            return error
+        }
+    }
+
+    private func isCalling(for agent: Agent) -> Bool { calls.contains { $0.agent === agent && !$0.isOverdue } }
+
     // MARK: Calls
 
-    /// The next call that has to be made, if one can be made now.
-    private func pendingCall() -> (agent: Agent, purpose: Call.Purpose)? {
+    /// The next call that has to be made, if one can be made now, and the memory that it is about.
+    private func pendingCall() -> (agent: Agent, purpose: Call.Purpose, memory: AgentMemory?)? {
         // What is on its way out comes first.
-        if let agent = agents.first(where: { $0.state == .unloading }) { return (agent, .free) }
-        if let agent = agents.first(where: { $0.state == .draining && !$0.isSignalled }) { return (agent, .signal) }
+        if let agent = agents.first(where: { $0.state == .unloading }) { return (agent, .free, agent.memory) }
+        if let agent = agents.first(where: { $0.state == .draining && !$0.isSignalled }) {
+            return (agent, .signal, agent.memory)
+        }
+        // One whose return is not waited for any more has been given back, or will be.
+        if let leftover = leftovers.first(where: { leftover in
+            !leftover.isDraining && !calls.contains { $0.memory?.base == leftover.memory.base }
+        }) {
+            return (leftover.agent, .discard, leftover.memory)
+        }
         guard let agent = agents.first(where: { $0.state == .injecting }) else { return nil }
-        if agent.memory == nil { return agent.isCancelled ? nil : (agent, .allocate) }
-        return (agent, agent.isCancelled || agent.failure != nil ? .free : .start)
+        if agent.memory == nil { return agent.isCancelled ? nil : (agent, .allocate, nil) }
+        return (agent, agent.isCancelled || agent.failure != nil ? .free : .start, agent.memory)
     }
 
     /// Somebody has a thread, stopped where it can call functions of the guest.
@@ -270,10 +325,12 @@ public final class AgentManager {
     public func nextCall(from place: BorrowingPlace) throws(AgentError) -> GuestCall? {
         guard !isCalling else { return nil }
         try lookAtDraining()
-        guard let (agent, purpose) = pendingCall() else { return nil }
-        if place == .powerCall, withdrawalPlace == .systemCall, now() < fallback(agent) { return nil }
+        guard let (agent, purpose, about) = pendingCall() else { return nil }
+        if place == .powerCall, withdrawalPlace == .systemCall, purpose != .discard, now() < fallback(agent) {
+            return nil
+        }
         let guestCall: GuestCall
-        switch (purpose, agent.memory) {
+        switch (purpose, about) {
         case (.allocate, _):
             guestCall = GuestCall(
                 functions.allocate,
@@ -282,7 +339,14 @@ public final class AgentManager {
                     .value(UInt64(Self.poolTag)),
                 ])
         case (.start, let memory?):
-            try note(agent, try memory.trace())
+            do throws(AgentError) {
+                try note(agent, try memory.trace())
+            } catch {
+                if case .hypervisor = error { throw error }
+                // What was there a moment ago is gone: nothing is to be started there.
+                agent.failure = error
+                return try nextCall(from: place)
+            }
             guestCall = GuestCall(memory.base + UInt64(memory.image.start), [.value(memory.base.rawValue)])
         case (.signal, let memory?):
             try memory.store(AgentMemory.StopWish.leave.rawValue, in: .stopWanted)
@@ -290,14 +354,15 @@ public final class AgentManager {
             guestCall = GuestCall(
                 functions.setEvent,
                 [.value(memory.base.rawValue + AgentMemory.Field.event.rawValue), .value(0), .value(0)])
-        case (.free, let memory?):
+        case (.free, let memory?), (.discard, let memory?):
             // From here on nobody may take what lies there for an agent.
-            try note(agent, nil)
+            if purpose == .free { try note(agent, nil) }
             if memory.isThere() { try memory.forgetMagic() }
             guestCall = GuestCall(functions.free, [.value(memory.base.rawValue), .value(UInt64(Self.poolTag))])
         case (_, nil): return nil
         }
-        calls.append(Call(agent: agent, purpose: purpose, place: place, deadline: now() + deadlines.call))
+        calls.append(
+            Call(agent: agent, purpose: purpose, memory: about, place: place, deadline: now() + deadlines.call))
         return guestCall
     }
 
@@ -321,7 +386,9 @@ public final class AgentManager {
 
     /// Whether a thread that was borrowed for this is still of use: it can wait for the next call.
     public var keepsThread: Bool {
-        !isCalling && agents.contains { $0.state == .draining || $0.state == .unloading }
+        !isCalling
+            && (agents.contains { $0.state == .draining || $0.state == .unloading }
+                || leftovers.contains { $0.isDraining })
     }
 
     /// A call has come back. The machine stands.
@@ -329,22 +396,57 @@ public final class AgentManager {
         guard let index = calls.firstIndex(where: { $0.slot == slot }) else { return }
         let done = calls.remove(at: index)
         let agent = done.agent
+        if done.isOverdue { return clean(up: done, registers) }
         switch done.purpose {
-        case .allocate: try finishAllocation(agent, GuestVirtualAddress(registers.rax), done)
+        case .allocate: try finishAllocation(agent, GuestVirtualAddress(registers.rax))
         case .start: try finishStart(agent, status: UInt32(truncatingIfNeeded: registers.rax), done)
         case .signal: agent.isSignalled = true
         case .free: finishFreeing(agent, done)
+        case .discard: forget(leftover: done)
         }
     }
 
-    private func finishAllocation(
-        _ agent: Agent, _ base: GuestVirtualAddress, _ done: Call
-    ) throws(AgentError) {
+    /// A call has come back that nobody waits for any more, and the agent may be at something else by now: what the
+    /// call got, or what it had to do with, is given back.
+    private func clean(up done: Call, _ registers: Registers) {
+        var memory = done.memory
+        var isDraining = false
+        switch done.purpose {
+        case .allocate:
+            memory = AgentMemory(
+                base: GuestVirtualAddress(registers.rax), image: done.agent.program.image, memory: kernel.memory,
+                effects: effects)
+            if memory?.isKernelMemory() == false { return }
+        case .start:
+            // NTSTATUS: negative is an error, and no thread was made.
+            isDraining = Int32(truncatingIfNeeded: registers.rax) >= 0
+        case .signal: isDraining = true
+        case .free, .discard: return forget(leftover: done)
+        }
+        guard let memory, !isDraining || memory.isThere() else { return }
+        leftovers.append(
+            Leftover(
+                agent: done.agent, memory: memory, isDraining: isDraining, isReported: done.purpose != .allocate,
+                deadline: now() + deadlines.thread))
+    }
+
+    /// Memory has been given back after all.
+    private func forget(leftover done: Call) {
+        leftovers.removeAll { $0.memory.base == done.memory?.base }
+        let agent = done.agent
+        guard agent.state == .neutralised, agent.memory?.base == done.memory?.base else { return }
+        agent.memory = nil
+        agent.state = .absent
+    }
+
+    private func finishAllocation(_ agent: Agent, _ base: GuestVirtualAddress) throws(AgentError) {
         guard base.rawValue != 0 else { return fail(agent, .allocationFailed) }
         let memory = AgentMemory(base: base, image: agent.program.image, memory: kernel.memory, effects: effects)
         if let flaw = memory.flaw() {
             agent.failure = .unusableMemory(base, flaw)
-        } else if !agent.isCancelled, !done.isOverdue {
+            // What no allocator gives is not given back to one.
+            if !memory.isKernelMemory() { return fail(agent, .unusableMemory(base, flaw)) }
+        } else if !agent.isCancelled {
             do throws(AgentError) {
                 try load(agent, memory)
             } catch {
@@ -353,12 +455,7 @@ public final class AgentManager {
             }
         }
         agent.memory = memory
-        if done.isOverdue {
-            // It was given up: what it got is given back.
-            agent.isCancelled = true
-            agent.state = .injecting
-            agent.stepDeadline = now() + deadlines.thread
-        }
+        if !agent.isCancelled { agent.stepDeadline = now() + deadlines.thread }
     }
 
     private func load(_ agent: Agent, _ memory: AgentMemory) throws(AgentError) {
@@ -394,10 +491,10 @@ public final class AgentManager {
         // NTSTATUS: negative is an error.
         guard Int32(bitPattern: status) >= 0 else {
             agent.failure = .startFailed(status: status)
+            if !agent.isCancelled { agent.stepDeadline = now() + deadlines.thread }
             return
         }
-        // One that was given up has been told to leave by itself.
-        guard let memory = agent.memory, !done.isOverdue else { return }
+        guard let memory = agent.memory else { return }
         if agent.isCancelled {
             agent.state = .draining
             return
@@ -406,11 +503,12 @@ public final class AgentManager {
             agent.isDetached = false
             try agent.program.attach(memory)
         } catch {
-            try detach(agent)
-            if case .hypervisor = error { throw error }
+            // Its thread runs: it goes as one does that is not wanted any more.
             agent.failure = error
             agent.state = .draining
             agent.stepDeadline = now() + deadlines.withdrawal
+            if case .hypervisor = error { throw error }
+            _ = try tryToDetach(agent)
             return
         }
         agent.state = .deployed
@@ -449,18 +547,51 @@ public final class AgentManager {
     /// true of one instant.
     private func lookAtDraining() throws(AgentError) {
         let leaving = agents.filter { $0.state == .draining }
-        if leaving.isEmpty { return }
+        if leaving.isEmpty, !leftovers.contains(where: \.isDraining) { return }
         let places = try processorsPlaces()
         for agent in leaving {
-            guard let memory = agent.memory else { continue }
-            if try memory.load(.mayLeave) as UInt32 == 0, !places.contains(where: memory.isInGate) {
-                // Who came by the gate is counted now; the agent's thread waits for them.
-                try memory.store(1, in: .mayLeave)
+            // What goes wrong with one does not keep the others; its deadline ends that.
+            do throws(AgentError) {
+                try look(at: agent, places)
+            } catch {
+                if case .hypervisor = error { throw error }
             }
-            guard agent.isSignalled, try memory.stage() == .left, try memory.inside() == 0,
-                !places.contains(where: memory.contains)
-            else { continue }
-            agent.state = .unloading
+        }
+        for index in leftovers.indices where leftovers[index].isDraining {
+            if (try? hasLeft(leftovers[index].memory, places)) == true { leftovers[index].isDraining = false }
+        }
+    }
+
+    private func look(at agent: Agent, _ places: [UInt64]) throws(AgentError) {
+        guard let memory = agent.memory, try tryToDetach(agent) == nil else { return }
+        if !memory.isThere() { return try noteGone(agent) }
+        if try memory.load(.mayLeave) as UInt32 == 0, !places.contains(where: memory.isInGate) {
+            // Who came by the gate is counted now; the agent's thread waits for them.
+            try memory.store(1, in: .mayLeave)
+        }
+        if agent.isSignalled, try hasLeft(memory, places) { agent.state = .unloading }
+    }
+
+    private func hasLeft(_ memory: AgentMemory, _ places: [UInt64]) throws(AgentError) -> Bool {
+        guard try memory.stage() == .left, try memory.inside() == 0 else { return false }
+        return !places.contains(where: memory.contains)
+    }
+
+    /// An agent's thread has given its memory back, unasked: it had no sign of life for too long. What lies there now is
+    /// somebody else's.
+    private func noteGone(_ agent: Agent) throws(AgentError) {
+        try note(agent, nil)
+        let wasLeaving = agent.state == .draining
+        agent.memory = nil
+        let time = now()
+        if let failure = agent.failure {
+            fail(agent, failure)
+        } else {
+            agent.state = .absent
+            report(
+                .withdrawn(
+                    agent: agent.program.name, duration: wasLeaving ? time - agent.began : .zero, way: .byItself))
+            if agent.isWanted { begin(agent) }
         }
     }
 
@@ -483,33 +614,75 @@ public final class AgentManager {
     /// Does what is due, collects what agents have to say, and says when something is due again.
     public func tick() throws(AgentError) -> Deadline? {
         let time = now()
-        try renewLease(time)
+        var failure: AgentError?
+        func attempt(_ body: () throws(AgentError) -> Void) throws(AgentError) {
+            do throws(AgentError) {
+                try body()
+            } catch {
+                if case .hypervisor = error { throw error }
+                failure = failure ?? error
+            }
+        }
+        try attempt { () throws(AgentError) in try renewLease(time) }
         for agent in agents {
-            if agent.state == .deployed, agent.nextCollection <= time { try collect(from: agent, time) }
-            if agent.stepDeadline <= time { try passDeadline(of: agent) }
+            try attempt { () throws(AgentError) in try hear(agent) }
+            if agent.stepDeadline <= time { try attempt { () throws(AgentError) in try passDeadline(of: agent) } }
         }
         for index in calls.indices where calls[index].deadline <= time && !calls[index].isOverdue {
             calls[index].isOverdue = true
-            try passDeadline(ofCallFor: calls[index].agent)
+            let call = calls[index]
+            try attempt { () throws(AgentError) in try passDeadline(of: call) }
         }
-        var next = agents.filter { [.injecting, .draining, .unloading].contains($0.state) }.map(\.stepDeadline)
+        for leftover in leftovers where leftover.deadline <= time && !leftover.isReported {
+            report(
+                .neutralised(
+                    agent: leftover.agent.program.name, base: leftover.memory.base,
+                    reason: "no thread came by that could give its memory back"))
+        }
+        leftovers.removeAll { $0.deadline <= time }
+        if let failure { throw failure }
+        return nextDeadline()
+    }
+
+    private func nextDeadline() -> Deadline? {
+        // A call that is under way has a deadline of its own.
+        var next = agents.filter {
+            [.injecting, .draining, .unloading].contains($0.state) && !($0.state == .injecting && isCalling(for: $0))
+        }
+        .map(\.stepDeadline)
         next += calls.filter { !$0.isOverdue }.map(\.deadline)
+        next += leftovers.map(\.deadline)
         let deployed = agents.filter { $0.state == .deployed }
         next += deployed.map(\.nextCollection)
         if !deployed.isEmpty { next.append(nextLease) }
         return next.min()
     }
 
-    /// One that does not make sense any more is taken out.
-    private func collect(from agent: Agent, _ time: Deadline) throws(AgentError) {
+    /// Takes what a deployed agent has to say.
+    private func hear(_ agent: Agent) throws(AgentError) {
         guard let memory = agent.memory else { return }
-        agent.nextCollection = time + agent.program.collectInterval
+        if agent.state == .neutralised, !agent.isDetached, try tryToDetach(agent) == nil {
+            return try leaveBehind(agent, memory)
+        }
+        guard agent.state == .deployed, agent.nextCollection <= now() else { return }
+        agent.nextCollection = now() + agent.program.collectInterval
+        guard memory.isThere() else {
+            // After a reset nothing is there either, and the next event says so.
+            guard agent.isMissed else {
+                agent.isMissed = true
+                return
+            }
+            if let problem = try tryToDetach(agent) { throw problem }
+            return try noteGone(agent)
+        }
+        agent.isMissed = false
         do throws(AgentError) {
             for message in try agent.program.collect(from: memory) {
                 report(.report(agent: agent.program.name, message))
             }
         } catch {
             if case .hypervisor = error { throw error }
+            // One that does not make sense any more is taken out.
             agent.failure = error
             try whilePaused { () throws(AgentError) in try withdraw(agent) }
         }
@@ -530,7 +703,7 @@ public final class AgentManager {
         case .absent, .deployed, .failed, .neutralised: return
         case .injecting:
             // A call that is under way has a deadline of its own.
-            if calls.contains(where: { $0.agent === agent && !$0.isOverdue }) { return }
+            if isCalling(for: agent) { return }
             if agent.memory == nil {
                 fail(agent, .timedOut("no thread of the guest came by in \(deadlines.thread) that could be borrowed"))
             } else {
@@ -546,39 +719,56 @@ public final class AgentManager {
         }
     }
 
-    private func passDeadline(ofCallFor agent: Agent) throws(AgentError) {
+    private func passDeadline(of call: Call) throws(AgentError) {
+        // It was taken from whatever had no agent any more: that is not tried twice.
+        if call.purpose == .discard { return }
         let reason = "a call of the guest's did not come back in \(deadlines.call)"
-        if agent.memory == nil {
-            fail(agent, .timedOut(reason))
+        if call.agent.memory == nil {
+            fail(call.agent, .timedOut(reason))
         } else {
-            try neutralise(agent, reason)
+            try neutralise(call.agent, reason)
         }
     }
 
     /// Gives up waiting for everything that is on its way out: nothing leads to it from now on. The machine stands.
     public func giveUp(because reason: String) throws(AgentError) {
-        for agent in agents where [.draining, .unloading, .injecting].contains(agent.state) {
+        for index in calls.indices { calls[index].isOverdue = true }
+        try forEach { (agent) throws(AgentError) in
+            guard [.draining, .unloading, .injecting].contains(agent.state) else { return }
             if agent.memory == nil {
                 agent.state = .absent
-                agent.isCancelled = true
             } else {
                 try neutralise(agent, reason)
             }
         }
-        for index in calls.indices { calls[index].isOverdue = true }
     }
 
     /// Nothing leads to the agent any more, and its thread leaves as soon as it can, by itself.
     private func neutralise(_ agent: Agent, _ reason: String) throws(AgentError) {
         guard let memory = agent.memory else { return }
-        if !agent.isDetached { try whilePaused { () throws(AgentError) in try detach(agent) } }
+        for index in calls.indices where calls[index].agent === agent { calls[index].isOverdue = true }
+        let problem = try tryToDetach(agent)
+        let wasLeaving = agent.failure == nil && (agent.state != .injecting || agent.isCancelled)
         agent.state = .neutralised
+        if problem == nil { try leaveBehind(agent, memory) }
+        let addition = problem.map { "; something still leads to it: \($0)" } ?? ""
+        report(.neutralised(agent: agent.program.name, base: memory.base, reason: reason + addition))
+        // Asked for again meanwhile.
+        if agent.isWanted, wasLeaving { begin(agent) }
+    }
+
+    /// Nothing leads to the agent any more: its thread may leave, and gives the memory back, unless a call that is under
+    /// way needs that.
+    private func leaveBehind(_ agent: Agent, _ memory: AgentMemory) throws(AgentError) {
+        let isInUse = calls.contains {
+            $0.memory?.base == memory.base && ($0.purpose == .start || $0.purpose == .signal)
+        }
         if memory.isThere() {
+            let wish: AgentMemory.StopWish = isInUse ? .leave : .leaveByItself
             try? memory.store(1, in: .mayLeave)
-            try? memory.store(AgentMemory.StopWish.leaveByItself.rawValue, in: .stopWanted)
+            try? memory.store(wish.rawValue, in: .stopWanted)
         }
         try note(agent, nil)
-        report(.neutralised(agent: agent.program.name, base: memory.base, reason: reason))
     }
 
     // MARK: Ends
@@ -587,18 +777,15 @@ public final class AgentManager {
     /// The machine stands.
     public func release() throws(AgentError) {
         isSuspended = true
-        for agent in agents {
-            guard let memory = agent.memory, agent.state == .deployed else {
-                try withdraw(agent)
-                continue
-            }
-            try detach(agent)
+        try forEach { (agent) throws(AgentError) in
+            // A call that is under way comes back, and its thread goes on with what there is to do then.
+            guard let memory = agent.memory, agent.state == .deployed || agent.state == .draining,
+                !isCalling(for: agent), (try? memory.stage()) != .left
+            else { return try withdraw(agent) }
+            if try tryToDetach(agent) != nil { return try neutralise(agent, "Vigil leaves") }
             agent.began = now()
             agent.state = .absent
-            guard memory.isThere() else { continue }
-            try memory.store(1, in: .mayLeave)
-            try memory.store(AgentMemory.StopWish.leaveByItself.rawValue, in: .stopWanted)
-            try note(agent, nil)
+            try leaveBehind(agent, memory)
             leaving.append((agent, memory))
         }
     }
@@ -608,8 +795,8 @@ public final class AgentManager {
     /// - Returns: how many have not yet.
     public func lookAtReleased() -> Int {
         for (agent, memory) in leaving {
-            let stage = try? memory.stage()
-            guard !memory.isThere() || (stage != .running && stage != .loaded) else { continue }
+            // The last that a thread does in its agent, before it gives it back, is to take the magic number away.
+            guard !memory.isThere() else { continue }
             report(.withdrawn(agent: agent.program.name, duration: now() - agent.began, way: .byItself))
             agent.memory = nil
             leaving.removeAll { $0.agent === agent }
@@ -622,22 +809,47 @@ public final class AgentManager {
     public func zeroEverything() throws(AgentError) {
         isSuspended = true
         let time = now()
-        for agent in agents {
-            try detach(agent)
-            guard let memory = agent.memory else { continue }
-            try memory.writeData([UInt8](repeating: 0, count: memory.image.size), at: memory.base)
-            try note(agent, nil)
-            agent.memory = nil
-            agent.state = .absent
-            report(.withdrawn(agent: agent.program.name, duration: now() - time, way: .zeroed))
-        }
+        for leftover in leftovers where leftover.memory.isThere() { try? zero(leftover.memory) }
         calls = []
+        leftovers = []
+        leaving = []
+        try forEach { (agent) throws(AgentError) in
+            let problem = try tryToDetach(agent)
+            let memory = agent.memory
+            agent.memory = nil
+            let state = agent.state
+            switch state {
+            case .injecting, .deployed, .draining, .unloading: agent.state = .absent
+            case .absent, .failed, .neutralised: break
+            }
+            try note(agent, nil)
+            guard let memory else { return }
+            // What is no agent any more was given back, or is being given back, and may be somebody else's.
+            if memory.isThere() {
+                try zero(memory)
+                agent.state = .absent
+                report(.withdrawn(agent: agent.program.name, duration: now() - time, way: .zeroed))
+            } else if state == .deployed || state == .draining {
+                report(.withdrawn(agent: agent.program.name, duration: now() - time, way: .byItself))
+            } else if state != .neutralised {
+                report(
+                    .neutralised(
+                        agent: agent.program.name, base: memory.base,
+                        reason: "the guest crashed while its memory was being given back"))
+            }
+            if let problem { throw problem }
+        }
+    }
+
+    private func zero(_ memory: AgentMemory) throws(AgentError) {
+        try memory.writeData([UInt8](repeating: 0, count: memory.image.size), at: memory.base)
     }
 
     /// The guest was reset: nothing is there any more.
     public func forgetEverything() throws(AgentError) {
         calls = []
         leaving = []
+        leftovers = []
         for agent in agents {
             try note(agent, nil)
             agent.program.forget()

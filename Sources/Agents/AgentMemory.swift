@@ -127,14 +127,19 @@ public struct AgentMemory {
             gate: base.rawValue + UInt64(gate.lowerBound)..<base.rawValue + UInt64(gate.upperBound))
     }
 
+    /// Whether an allocator of the kernel's could have given this.
+    func isKernelMemory() -> Bool {
+        base.rawValue >> 63 == 1 && base.rawValue & 0xf == 0 && memory.pagingMode.isCanonical(base)
+            && !base.rawValue.addingReportingOverflow(UInt64(image.size) + 0xfff).overflow
+    }
+
     /// Whether all of it is memory of the kernel's that can be written and executed.
     /// - Returns: what is wrong with it; nil where nothing is.
     func flaw() -> String? {
-        let end = base.rawValue.addingReportingOverflow(UInt64(image.size))
-        guard base.rawValue >> 63 == 1, !end.overflow, base.rawValue & 0xf == 0, memory.pagingMode.isCanonical(base)
-        else { return "it is no address of the kernel's" }
+        guard isKernelMemory() else { return "it is no address of the kernel's" }
         var page = base.page
-        while page.rawValue < end.partialValue {
+        // It does not wrap around.
+        while page.rawValue - base.page.rawValue < (base.rawValue & 0xfff) + UInt64(image.size) {
             guard let translation = try? memory.hardware.translate(page) else { return "a page of it is absent" }
             if !translation.isWritable { return "it cannot be written" }
             if !translation.isExecutable { return "no code can run in it" }

@@ -194,7 +194,11 @@ final class Deployment: TransitionParticipant {
             let index = borrowed.firstIndex(where: { $0.slot == holder.slot })
         {
             let thread = callers.caller(registers).thread
-            guard [borrowed[index].thread, GuestVirtualAddress(0)].contains(thread) else { return false }
+            // One that cannot be read, now or when it was borrowed, is believed.
+            guard
+                [borrowed[index].thread, GuestVirtualAddress(0)].contains(thread)
+                    || borrowed[index].thread.rawValue == 0
+            else { return false }
             try handleArrival(of: holder, at: index, vcpu, registers)
             return true
         }

@@ -112,7 +112,10 @@ public final class PowerGuard {
     /// (The original's `IntWinPowHandlePowerStateChange`.)
     public func handlePowerStateChange(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
         let caller = callers.caller(registers)
-        if let holder = detour.returningHolder(registers), isThread(of: holder, caller.thread) {
+        // Threads that were borrowed elsewhere are not the guard's: whoever comes with one's stack pointer is another.
+        if let holder = detour.returningHolder(registers), holds.contains(where: { $0.slot == holder.slot }),
+            isThread(of: holder, caller.thread)
+        {
             return try handleArrival(of: holder, vcpu, registers)
         }
         if let known = calls.firstIndex(where: {
@@ -348,6 +351,7 @@ public final class PowerGuard {
                 if isSomethingOutstanding { return .wait(Self.participantDelay) }
             } else {
                 try participant?.givesUp()
+                if hold.end <= now() { hold.reason = .deadline }
             }
         }
         let left = hold.end - now()
@@ -356,6 +360,7 @@ public final class PowerGuard {
 
     /// When a hold ends by itself, from its beginning, and why.
     private var holdEnd: (length: Duration, reason: ReleaseReason) {
+        if isLeaving { return (.zero, .leaving) }
         if isAnsweredSlowly && options.hold.longest < slowAnswer { return (slowAnswer, .answeredSlowly) }
         switch options.hold {
         case .none: return (.zero, .withdrawn)

@@ -26,12 +26,37 @@ import X86
         .access(GuestVirtualAddress(.max), length: 8), .access(GuestVirtualAddress(0x10), length: 1),
     ]
 
+    static let place = CodePatch.Place(
+        physical: GuestPhysicalAddress(0x55_5ffe), original: [0x0f, 0x01, 0xd3, 4, 5], patch: [0xcd, 0x20, 0x90, 6, 7])
+    static let trace = AgentTrace(
+        header: GuestPhysicalAddress(0x99_9000), magic: 0x3174_6e67_4167_6956, mayLeaveOffset: 0x74,
+        stopWantedOffset: 0x70, leaveByItself: 2, gate: 0xffff_b900_0000_0140..<0xffff_b900_0000_0160)
+    static var vectors: VectorRegisters {
+        var vectors = VectorRegisters()
+        for (index, path) in VectorRegisters.all.enumerated() {
+            vectors[keyPath: path] = SIMD2(UInt64(index) << 60 | 1, .max - UInt64(index))
+        }
+        vectors.mxcsr = 0x1fa0
+        return vectors
+    }
+
     static var messages: [GuardianMessage] {
         var generator = SeededGenerator(seed: 11)
         let caller = HeldCaller(slot: 7, registers: DescriptionSample.random(&generator))
+        let delay = HeldCaller.Delay(entry: location.entry, arrivalRSP: .max - 7, vcpu: VCPU(63))
+        var gateless = trace
+        gateless.gate = 0..<0
+        let restored = CodePatch.Place(physical: place.physical, original: place.original, patch: [])
+        var large = place
+        (large.original, large.patch) = ([UInt8](repeating: 1, count: 480), [UInt8](repeating: 2, count: 480))
         return [
             .beat, .pause, .resume, .farewell, .handler(nil), .handler(location), .hold(caller), .release(slot: 0),
-            .release(slot: 7), .patch(patch), .patch(nil),
+            .release(slot: 7), .patch(patch), .patch(nil), .sentOff(slot: 63),
+            .replace(place), .replace(restored), .replace(large),
+            .agent(0, nil), .agent(3, nil), .agent(3, trace), .agent(0, gateless),
+            .hold(HeldCaller(slot: 1, registers: caller.registers, vectors: vectors)),
+            .hold(HeldCaller(slot: 2, registers: caller.registers, delay: delay)),
+            .hold(HeldCaller(slot: 63, registers: caller.registers, delay: delay, vectors: vectors)),
         ] + sites.map { .insert($0) } + sites.map { .remove($0) }
     }
 
@@ -65,13 +90,13 @@ import X86
                 UInt8.random(in: 0...255, using: &generator)
             }
             if bytes.count >= 8, Bool.random(using: &generator) {
-                bytes.replaceSubrange(0..<8, with: [.random(in: 0...12, using: &generator), 0, 0, 0, 0, 0, 0, 0])
+                bytes.replaceSubrange(0..<8, with: [.random(in: 0...16, using: &generator), 0, 0, 0, 0, 0, 0, 0])
             }
             guard let message = GuardianMessage(bytes: bytes) else { continue }
             understood += 1
             var state = GuardedState()
             state.apply(message)
-            #expect(state.sites.count + state.held.count <= 1)
+            #expect(state.sites.count + state.held.count + state.agents.count + state.replaced.count <= 1)
         }
         #expect(understood > 1000)
     }
@@ -84,10 +109,47 @@ import X86
             (.pause, .pause), (.resume, .resume), (.step(VCPU(0)), .pause), (.insert(site), .insert(site)),
             (.remove(site), .remove(site)), (.handler(Self.location), .handler(Self.location)),
             (.handler(nil), .handler(nil)), (.patch(Self.patch), .patch(Self.patch)), (.patch(nil), .patch(nil)),
+            (.replace(Self.place), .replace(Self.place)), (.agent(2, Self.trace), .agent(2, Self.trace)),
+            (.agent(2, nil), .agent(2, nil)), (.sentOff(slot: 4), .sentOff(slot: 4)),
             (.hold(caller), .hold(caller)), (.release(slot: 1), .release(slot: 1)), (.setRegisters(VCPU(0)), nil),
             (.writeCode(GuestPhysicalAddress(0), count: 1), nil), (.writeData(GuestPhysicalAddress(0), count: 1), nil),
         ]
         for (effect, message) in told { #expect(GuardianMessage(effect) == message) }
+    }
+
+    @Test("An agent message with nonsense in it is none")
+    func badAgents() {
+        let good = GuardianMessage.agent(1, Self.trace).bytes
+        func with(_ word: Int, _ value: UInt64) -> [UInt8] {
+            var bytes = good
+            bytes.replaceSubrange(8 * word..<8 * word + 8, with: withUnsafeBytes(of: value) { Array($0) })
+            return bytes
+        }
+        #expect(GuardianMessage(bytes: good) != nil)
+        for (word, value) in [(1, UInt64.max), (4, .max), (5, .max), (6, 1 << 32), (7, .max)] {
+            #expect(GuardianMessage(bytes: with(word, value)) == nil, "word \(word)")
+        }
+        let replaced = GuardianMessage.replace(Self.place).bytes
+        #expect(GuardianMessage(bytes: replaced + [0]) == nil && GuardianMessage(bytes: replaced.dropLast()) == nil)
+    }
+
+    @Test("Replaced code is known until it is as it was, agents until they are gone, each by itself")
+    func agents() {
+        var state = GuardedState()
+        let other = CodePatch.Place(physical: GuestPhysicalAddress(0x10), original: [1], patch: [2])
+        for message: GuardianMessage in [
+            .replace(Self.place), .replace(other), .agent(0, Self.trace), .agent(1, Self.trace), .agent(0, nil),
+            .replace(CodePatch.Place(physical: other.physical, original: [1], patch: [])), .agent(7, nil),
+        ] { state.apply(message) }
+        var expected = GuardedState()
+        expected.replaced = [Self.place.physical: Self.place]
+        expected.agents = [1: Self.trace]
+        #expect(state == expected)
+        // Replaced again by other bytes: the last ones count.
+        var again = Self.place
+        again.patch = [1, 2, 3, 4, 5]
+        state.apply(.replace(again))
+        #expect(state.replaced == [again.physical: again])
     }
 
     @Test("What is in force is the sum of what was said")

@@ -248,6 +248,119 @@ import X86
         }
     }
 
+    // MARK: Agents
+
+    static let place = GuardianMessageTests.place
+    static let trace = GuardianMessageTests.trace
+    static let magic = withUnsafeBytes(of: trace.magic.littleEndian) { Array($0) }
+
+    /// A guest with bytes at some places.
+    static func guest(status: String = "running", _ contents: [(GuestPhysicalAddress, [UInt8])]) -> FakeQEMU {
+        let qemu = FakeQEMU(status: status)
+        for (physical, bytes) in contents {
+            for (offset, byte) in bytes.enumerated() { qemu.memory[physical.rawValue + UInt64(offset)] = byte }
+        }
+        return qemu
+    }
+
+    @Test("Replaced code is restored, and only then the agent told to go by itself", arguments: ["running", "debug"])
+    func agent(status: String) throws {
+        let qemu = Self.guest(
+            status: status, [(Self.place.physical, Self.place.patch), (Self.trace.header, Self.magic)])
+        let report = try Self.recover(qemu) {
+            $0.replaced = [Self.place.physical: Self.place]
+            $0.agents = [0: Self.trace]
+        }
+        #expect(
+            qemu.writes.map(\.address) == [
+                Self.place.physical.rawValue, Self.trace.header.rawValue + 0x74, Self.trace.header.rawValue + 0x70,
+            ])
+        #expect(qemu.writes.map { Array($0.bytes.prefix(4)) }.dropFirst() == [[1, 0, 0, 0], [2, 0, 0, 0]])
+        #expect(qemu.writes[0].bytes == Self.place.original && qemu.status == "running")
+        // 32-bit fields: what lies behind them is the agent's.
+        #expect(qemu.writes.dropFirst().allSatisfy { $0.bytes.count == 4 })
+        #expect(report.contains("1 places") && report.contains("1 agents"))
+    }
+
+    @Test("Bytes that are not the patch any more, and memory that is no agent's any more, are left alone")
+    func notTheirs() throws {
+        let contents: [(GuestPhysicalAddress, [UInt8])] = [
+            (Self.place.physical, Self.place.original), (Self.trace.header, [UInt8](repeating: 0x5a, count: 16)),
+        ]
+        let qemu = Self.guest(contents)
+        let report = try Self.recover(qemu) {
+            $0.replaced = [Self.place.physical: Self.place]
+            $0.agents = [0: Self.trace, 4: Self.trace]
+        }
+        #expect(qemu.writes.isEmpty && qemu.status == "running")
+        #expect(report.contains("0 places") && report.contains("0 agents"))
+    }
+
+    @Test("While somebody else's bytes may lead to an agent it is not told to go; one without a gate is")
+    func foreignCode() throws {
+        var gateless = Self.trace
+        gateless.gate = 0..<0
+        gateless.header = GuestPhysicalAddress(0x88_8000)
+        let qemu = Self.guest([
+            (Self.place.physical, [0xcc] + Self.place.patch.dropFirst()), (Self.trace.header, Self.magic),
+            (gateless.header, Self.magic),
+        ])
+        _ = try Self.recover(qemu) {
+            $0.replaced = [Self.place.physical: Self.place]
+            $0.agents = [0: Self.trace, 1: gateless]
+        }
+        #expect(qemu.writes.map(\.address) == [0x88_8074, 0x88_8070])
+        #expect(qemu.memory[Self.place.physical.rawValue] == 0xcc)
+    }
+
+    @Test("A vCPU in the gate's code is led out of it before the agent is told to go")
+    func gate() throws {
+        let qemu = Self.guest([(Self.trace.header, Self.magic)])
+        qemu.registers = [
+            0x1234, Self.trace.gate.lowerBound, Self.trace.gate.upperBound - 1, Self.trace.gate.upperBound,
+        ]
+        .map {
+            var registers = Registers()
+            registers.rip = $0
+            return registers
+        }
+        _ = try Self.recover(qemu) { $0.agents = [0: Self.trace] }
+        #expect(
+            qemu.registers.map(\.rip) == [
+                0x1234, Self.trace.gate.upperBound, Self.trace.gate.upperBound + 3, Self.trace.gate.upperBound,
+            ])
+        #expect(qemu.writes.count == 2)
+    }
+
+    @Test("An agent whose gate a vCPU does not come out of is not told to go")
+    func stuckInGate() throws {
+        var trace = Self.trace
+        trace.gate = 0xffff_b900_0000_0000..<0xffff_b900_0001_0000
+        let qemu = Self.guest([(trace.header, Self.magic)])
+        qemu.registers[0].rip = trace.gate.lowerBound
+        let report = try Self.recover(qemu) { $0.agents = [0: trace] }
+        #expect(qemu.writes.isEmpty && report.contains("0 agents") && qemu.status == "running")
+    }
+
+    @Test("A borrowed thread gets its vector registers back, too: written where Vigil was at work on it")
+    func vectors() throws {
+        let qemu = FakeQEMU(status: "debug")
+        let caller = Self.busyCaller()
+        var halfway = Self.arrived(caller)
+        halfway.rip = 0x1234
+        qemu.registers = [halfway]
+        _ = try Self.recover(qemu) {
+            var held = Self.inDelay(caller)
+            held.vectors = GuardianMessageTests.vectors
+            $0.held = [0: held]
+        }
+        #expect(qemu.registers[0] == caller)
+        // XMM0 and MXCSR by their numbers.
+        for number in ["P31=", "P36=", "P41=a01f0000"] {
+            #expect(qemu.debug.received.contains { $0.hasPrefix(number) }, "\(number)")
+        }
+    }
+
     // MARK: Callers in delays
 
     /// A caller with registers that are worth something.

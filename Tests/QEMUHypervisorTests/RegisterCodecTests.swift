@@ -157,6 +157,50 @@ enum DescriptionSample {
         #expect(throws: HypervisorError.self) { try RegisterCodec(other).decode(packet) }
     }
 
+    /// A packet with these vector registers, and other bytes in all others.
+    private static func packet(_ vectors: VectorRegisters) throws -> [UInt8] {
+        var packet = DescriptionSample.packet(Registers())
+        let description = try DescriptionSample.description()
+        for (number, bytes) in RegisterCodec(description).writes(of: vectors) {
+            let offset = DescriptionSample.registers[..<number].reduce(0) { $0 + $1.1 / 8 }
+            packet.replaceSubrange(offset..<offset + bytes.count, with: bytes)
+        }
+        return packet
+    }
+
+    @Test("Vector registers come back as they were written, low half first")
+    func vectors() throws {
+        let codec = RegisterCodec(try DescriptionSample.description())
+        var vectors = GuardianMessageTests.vectors
+        vectors.xmm5 = SIMD2(0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09)
+        let writes = codec.writes(of: vectors)
+        // XMM0 to XMM5, then MXCSR; 16 bytes each, and four.
+        #expect(writes.map(\.number) == [49, 50, 51, 52, 53, 54, 65])
+        #expect(writes.map(\.bytes.count) == [16, 16, 16, 16, 16, 16, 4])
+        #expect(writes[5].bytes == Array(1...16) && writes[6].bytes == [0xa0, 0x1f, 0, 0])
+        #expect(try codec.decodeVectors(Self.packet(vectors)) == vectors)
+        // What a write of them must not change: all else of the packet.
+        #expect(try codec.decode(Self.packet(vectors)) == codec.decode(DescriptionSample.packet(Registers())))
+    }
+
+    @Test("A packet without vector registers, or a description with others, is an error and not half an answer")
+    func missingVectors() throws {
+        let codec = RegisterCodec(try DescriptionSample.description())
+        let packet = DescriptionSample.packet(Registers())
+        for length in [0, 236, 607] {
+            #expect(throws: HypervisorError.self) { try codec.decodeVectors(Array(packet.prefix(length))) }
+        }
+        #expect(throws: Never.self) { try codec.decodeVectors(packet) }
+        for (from, to) in [("xmm3\" bitsize=\"128", "xmm3\" bitsize=\"64"), ("name=\"xmm0\"", "name=\"ymm0\"")] {
+            let text = DescriptionSample.feature.replacing(from, with: to)
+            let other = RegisterCodec(
+                try TargetDescription { $0 == "target.xml" ? DescriptionSample.annex($0) : Array(text.utf8) })
+            #expect(throws: HypervisorError.self) { try other.decodeVectors(packet) }
+        }
+        let none = RegisterCodec(try TargetDescription { _ in Array("<target></target>".utf8) })
+        #expect(none.writes(of: VectorRegisters()).isEmpty)
+    }
+
     @Test("Only the general registers that differ are written back")
     func changes() throws {
         let codec = RegisterCodec(try DescriptionSample.description())

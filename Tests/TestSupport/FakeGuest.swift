@@ -38,6 +38,14 @@ public final class FakeGuest {
         }
     }
 
+    /// Maps pages of the kernel's as its pool has them: code can run in them.
+    public func addPool(pages: Int, at address: UInt64 = pool, _ flags: PageTableBuilder.Flags = [.present, .writable])
+    {
+        kernel.tables.mapNew(address, pages: pages, flags)
+    }
+
+    public static let pool: UInt64 = 0xffff_b900_0000_0000
+
     /// What a vCPU in the kernel says.
     public var processorTables: ProcessorTables {
         ProcessorTables(

@@ -36,6 +36,8 @@ public final class FakeMachine {
     public var identity = MachineIdentity(name: "fake", uuid: nil, processID: nil, hypervisor: "fake")
     public let ram: SyntheticRAM
     public var registers: [Registers]
+    /// Of each vCPU; of a machine that does not tell them, none.
+    public var vectors: [VectorRegisters] = []
     public var tables: [ProcessorTables] = []
     public private(set) var log: [Action] = []
     public private(set) var violations: [String] = []
@@ -234,6 +236,17 @@ extension FakeMachine: ControllableMachine {
         demand(registers[vcpu.index] == old, "registers written from others than they are")
         registers[vcpu.index] = new
         log.append(.wroteRegisters(vcpu, new))
+    }
+
+    public func vectorRegisters(of vcpu: VCPU) throws(HypervisorError) -> VectorRegisters? {
+        demand(stands, "vector registers read of a running machine")
+        return vectors.indices.contains(vcpu.index) ? vectors[vcpu.index] : nil
+    }
+
+    public func setVectorRegisters(of vcpu: VCPU, to new: VectorRegisters) throws(HypervisorError) {
+        try perform(.setRegisters)
+        demand(stands, "vector registers written of a running machine")
+        vectors[vcpu.index] = new
     }
 
     public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {

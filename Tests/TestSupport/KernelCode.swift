@@ -9,11 +9,18 @@ struct KernelCode {
 
     init(options: SyntheticKernelOptions) { self.options = options }
 
-    static let exported = [
-        "ExGetPreviousMode", "PsGetCurrentProcess", "PsGetThreadProcess", "PsGetThreadId", "PsGetProcessId",
-        "PsGetProcessPeb", "PsGetProcessImageFileName", "NtBuildNumber", "PsInitialSystemProcess", "ZwClose",
-        "ZwQuerySystemInformation", "NtClose", "NtQuerySystemInformation", "KeDelayExecutionThread", "KeBugCheckEx",
-        "PsLoadedModuleList",
+    static let exported =
+        [
+            "ExGetPreviousMode", "PsGetCurrentProcess", "PsGetThreadProcess", "PsGetThreadId", "PsGetProcessId",
+            "PsGetProcessPeb", "PsGetProcessImageFileName", "NtBuildNumber", "PsInitialSystemProcess", "ZwClose",
+            "ZwQuerySystemInformation", "NtClose", "NtQuerySystemInformation", "KeDelayExecutionThread", "KeBugCheckEx",
+            "PsLoadedModuleList",
+        ] + agentServices
+
+    /// What agents need beside `ZwClose`.
+    private static let agentServices = [
+        "ExAllocatePoolWithTag", "ExFreePoolWithTag", "PsCreateSystemThread", "PsTerminateSystemThread",
+        "KeInitializeEvent", "KeSetEvent", "KeWaitForSingleObject",
     ]
 
     mutating func assemble() -> (SyntheticImage, [String: UInt32]) {
@@ -133,7 +140,7 @@ struct KernelCode {
         stub("ZwSetSystemPowerState", Layout.powerNumber)
         for name in [
             "NtClose", "NtQuerySystemInformation", "NtNotImplemented", "KeDelayExecutionThread", "KeBugCheckEx",
-        ] {
+        ] + Self.agentServices {
             text.function(name)
             text.emit(0x33, 0xc0, 0xc3)  // xor eax, eax; ret
         }

@@ -83,8 +83,8 @@ import WindowsGuest
         // The functions' array: the first export now points into the directory.
         guest.write(UInt32(0x7000 + 200), at: directory + 40)
         let exports = try ExportTable(of: image, in: memory)
-        #expect(exports.exports["ExGetPreviousMode"]?.isForwarded == true)
-        try expectMalformed { _ = try exports.address(of: "ExGetPreviousMode") }
+        #expect(exports.exports["ExAllocatePoolWithTag"]?.isForwarded == true)
+        try expectMalformed { _ = try exports.address(of: "ExAllocatePoolWithTag") }
         #expect(exports.exports["ZwClose"]?.isForwarded == false)
     }
 

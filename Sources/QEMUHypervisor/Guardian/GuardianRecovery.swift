@@ -121,7 +121,7 @@ struct GuardianRecovery {
     private func restoreCode() throws(HypervisorError) -> String? {
         if state.replaced.isEmpty { return nil }
         var restored = 0
-        for place in state.replaced.values {
+        for place in state.replaced.values.sorted(by: { $0.physical.rawValue < $1.physical.rawValue }) {
             let found = try stub.readPhysical(place.patch.count, at: place.physical.rawValue)
             guard found == place.patch else { continue }
             try stub.writePhysical(place.original, at: place.physical.rawValue)
@@ -130,26 +130,48 @@ struct GuardianRecovery {
         return "\(restored) places of the kernel's code are as they were"
     }
 
-    /// Tells every agent to leave by itself. Nothing leads to them any more.
+    /// Whether somebody has changed code that led to an agent, and may lead there still.
+    private func isCodeForeign() throws(HypervisorError) -> Bool {
+        for place in state.replaced.values {
+            let found = try stub.readPhysical(place.original.count, at: place.physical.rawValue)
+            if found != place.original { return true }
+        }
+        return false
+    }
+
+    /// Steps every processor out of a gate's code: it is counted, or out, after the next instructions.
+    /// - Returns: false where one did not come out.
+    private func leaveGate(_ gate: Range<UInt64>) throws(HypervisorError) -> Bool {
+        if gate.isEmpty { return true }
+        for thread in 1...(try stub.threadCount()) {
+            var steps = 0
+            while gate.contains(try registers(ofThread: thread).rip) {
+                if steps == Self.gateSteps { return false }
+                _ = try stub.step(thread: thread)
+                steps += 1
+            }
+        }
+        return true
+    }
+
+    /// Tells every agent to leave by itself that nothing leads to any more.
     /// - Returns: what was done, for people.
     private func letAgentsLeave() throws(HypervisorError) -> String? {
         if state.agents.isEmpty { return nil }
         try stub.readDescription()
-        for trace in state.agents.values {
+        let isForeign = try isCodeForeign()
+        var told = 0
+        for trace in state.agents.values where !isForeign || trace.gate.isEmpty {
             let found = try stub.readPhysical(8, at: trace.header.rawValue)
             guard found == withUnsafeBytes(of: trace.magic.littleEndian, Array.init) else { continue }
-            // A processor that is in the gate's code is counted, or out, after the next instructions.
-            for thread in 1...(try stub.threadCount()) {
-                for _ in 0..<Self.gateSteps where trace.gate.contains(try registers(ofThread: thread).rip) {
-                    _ = try stub.step(thread: thread)
-                }
-            }
+            guard try leaveGate(trace.gate) else { continue }
+            told += 1
             for (offset, value) in [(trace.mayLeaveOffset, 1), (trace.stopWantedOffset, trace.leaveByItself)] {
                 try stub.writePhysical(
                     withUnsafeBytes(of: value.littleEndian, Array.init), at: trace.header.rawValue &+ UInt64(offset))
             }
         }
-        return "\(state.agents.count) agents leave by themselves"
+        return "\(told) agents leave by themselves"
     }
 
     /// Lets every held caller out of the handler and zeroes it.
