@@ -74,6 +74,11 @@ public final class AgentManager {
     /// How often it is renewed.
     public static let leaseInterval = Duration.milliseconds(500)
 
+    /// HLT: whoever executes it waits for the interrupt that stops him for good. Intel SDM volume 2.
+    private static let halt: UInt8 = 0xf4
+    /// Within this a crashing guest has stopped its other processors.
+    private static let crashTime = Duration.milliseconds(200)
+
     /// "Vigl".
     static let poolTag: UInt32 = 0x6c67_6956
     /// POOL_TYPE NonPagedPool, memory that code can run in.
@@ -149,6 +154,8 @@ public final class AgentManager {
     private let now: () -> Deadline
     private var agents: [Agent] = []
     private var calls: [Call] = []
+    /// Memory of agents in a crashing guest that is yet to be zeroed.
+    private var halted: [(memory: AgentMemory, due: Deadline)] = []
     /// Those that were told to leave by themselves.
     private var leaving: [(agent: Agent, memory: AgentMemory)] = []
     private var leftovers: [Leftover] = []
@@ -624,6 +631,7 @@ public final class AgentManager {
             }
         }
         try attempt { () throws(AgentError) in try renewLease(time) }
+        try attempt { () throws(AgentError) in try zeroHalted(time) }
         for agent in agents {
             try attempt { () throws(AgentError) in try hear(agent) }
             if agent.stepDeadline <= time { try attempt { () throws(AgentError) in try passDeadline(of: agent) } }
@@ -652,6 +660,7 @@ public final class AgentManager {
         .map(\.stepDeadline)
         next += calls.filter { !$0.isOverdue }.map(\.deadline)
         next += leftovers.map(\.deadline)
+        next += halted.map(\.due)
         let deployed = agents.filter { $0.state == .deployed }
         next += deployed.map(\.nextCollection)
         if !deployed.isEmpty { next.append(nextLease) }
@@ -776,6 +785,8 @@ public final class AgentManager {
     /// Leaves agents to leave by themselves: nothing leads to them, and their threads give their memory back.
     /// The machine stands.
     public func release() throws(AgentError) {
+        for index in halted.indices { halted[index].due = now() }
+        try zeroHalted(now())
         isSuspended = true
         try forEach { (agent) throws(AgentError) in
             // A call that is under way comes back, and its thread goes on with what there is to do then.
@@ -841,12 +852,30 @@ public final class AgentManager {
         }
     }
 
+    /// One whose code is in nobody's way any more is zeroed at once. Where other vCPUs go on until the crash stops
+    /// them, one of them could run into it: there they find but instructions to halt, for a moment.
     private func zero(_ memory: AgentMemory) throws(AgentError) {
-        try memory.writeData([UInt8](repeating: 0, count: memory.image.size), at: memory.base)
+        let code = memory.image.bytes.count
+        let isAlone = effects.machine.vcpuCount == 1
+        let filling = isAlone ? 0 : Self.halt
+        try memory.writeCode([UInt8](repeating: filling, count: code), at: memory.base)
+        try memory.writeData(
+            [UInt8](repeating: 0, count: memory.image.size - code), at: memory.base + UInt64(code))
+        if !isAlone { halted.append((memory, now() + Self.crashTime)) }
+    }
+
+    /// Zeroes what was left to halt in.
+    private func zeroHalted(_ time: Deadline) throws(AgentError) {
+        for (memory, due) in halted where due <= time {
+            guard memory.isHalted(Self.halt) else { continue }
+            try memory.writeData([UInt8](repeating: 0, count: memory.image.bytes.count), at: memory.base)
+        }
+        halted.removeAll { $0.due <= time }
     }
 
     /// The guest was reset: nothing is there any more.
     public func forgetEverything() throws(AgentError) {
+        halted = []
         calls = []
         leaving = []
         leftovers = []

@@ -72,6 +72,11 @@ public struct AgentMemory {
     /// Whether the agent, and nothing else, is still at its place.
     func isThere() -> Bool { (try? load(.magic) as UInt64) == AgentImage.magic }
 
+    /// Whether it begins with nothing but this instruction.
+    func isHalted(_ instruction: UInt8) -> Bool {
+        (try? load(.magic) as UInt64) == UInt64(instruction) &* 0x0101_0101_0101_0101
+    }
+
     /// Nothing is to be taken for an agent there any more.
     func forgetMagic() throws(AgentError) { try writeData([UInt8](repeating: 0, count: 8), at: base) }
 

@@ -61,7 +61,8 @@ public final class PatchlessDetour {
     private var atWork: (holder: Holder, vcpu: VCPU)?
 
     private let memory: KernelMemory
-    private let waiting: WaitingWay
+    /// How callers wait that are held.
+    public let waiting: WaitingWay
     private let means: WaitingMeans
     private let slack: GuestVirtualAddress?
     private let handler = DetourHandler()

@@ -1,4 +1,6 @@
 import Agents
+import GuestMemory
+import HypervisorInterface
 import WindowsGuest
 
 /// The agents that Vigil has.
@@ -14,6 +16,27 @@ public enum AgentKind: String, CaseIterable, Hashable, Sendable {
         switch self {
         case .heartbeat: try HeartbeatAgent()
         case .pageTableFilter: try PageTableFilterAgent(of: kernel)
+        }
+    }
+
+    /// Whether it changes the kernel's code, which needs `EngineOptions.allowVisiblePatches`.
+    public var patchesCode: Bool { self == .pageTableFilter }
+
+    /// What keeps the agent out of a guest, as far as that can be known from looking; nil where nothing does.
+    public func obstacle(in survey: GuestSurvey, of machine: any VirtualMachine) -> String? {
+        do {
+            _ = try AgentFunctions(of: survey.kernel)
+            let program = try makeProgram(survey.kernel)
+            _ = try ServiceTable(of: survey.kernel)
+            if self == .pageTableFilter, let gate = program.image.gate {
+                let handler = try InterruptGateCheck.handler(
+                    of: PageTableWriter.vector, on: try machine.processorTables(), in: survey.kernel)
+                _ = try GatePatch(
+                    handler: handler, target: handler + UInt64(gate.lowerBound), in: survey.kernel.memory)
+            }
+            return nil
+        } catch {
+            return "\(error)"
         }
     }
 }

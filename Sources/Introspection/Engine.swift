@@ -473,7 +473,7 @@ public final class Engine {
                 callersLeft = try letCallersOut(current)
                 try letAgentsOut()
             }
-            if callersLeft > 0 && options.waiting == .delay && !effects.witnesses.isEmpty {
+            if callersLeft > 0 && powerGuard?.detour.waiting == .delay && !effects.witnesses.isEmpty {
                 // Their registers are known to Vigil and its guardian only, which stays until they have them.
                 effects.abandonWitnesses()
                 hasControl = false
@@ -555,7 +555,7 @@ public final class Engine {
         try detour { () throws(DetourError) in try current.releaseAll() }
         try followHolds()
         // Without a guardian that callers in delays could be left to, only Vigil can give them their registers.
-        let mustStay = options.waiting == .delay && effects.witnesses.isEmpty
+        let mustStay = current.detour.waiting == .delay && effects.witnesses.isEmpty
         let patience =
             deployment?.isOutstanding == true
             ? options.agentDeadlines.withdrawal + Self.leavingTimeout : Self.leavingTimeout

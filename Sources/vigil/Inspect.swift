@@ -124,6 +124,12 @@ private struct InspectionReport {
                     + "\(plan.handler.count) bytes at \(plan.handlerAddress)")
         case .failure(let error): lines.append("detour       not possible now: \(error)")
         }
+        for (number, kind) in AgentKind.allCases.enumerated() {
+            let words =
+                kind.obstacle(in: survey, of: machine).map { "not possible: \($0)" }
+                ?? (kind.patchesCode ? "possible, only with --allow-visible-patches" : "possible")
+            lines.append((number == 0 ? "agents       " : "             ") + "\(kind.rawValue): \(words)")
+        }
         lines.append(
             "would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless")
         )
@@ -156,6 +162,9 @@ private struct InspectionReport {
             line.add("detour", String?.none)
             line.add("detourObstacle", error.description)
         }
+        let possible = AgentKind.allCases.filter { $0.obstacle(in: survey, of: machine) == nil }
+        line.add("agents", possible.map(\.rawValue))
+        line.add("agentsThatNeedVisiblePatches", possible.filter(\.patchesCode).map(\.rawValue))
         line.add("wouldArm", obstacle == nil)
         line.add("obstacle", obstacle)
         return line.text

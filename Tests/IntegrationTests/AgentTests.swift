@@ -144,5 +144,15 @@ extension Integration {
             vigil.send(SIGINT)
             #expect(vigil.exitStatus() == 0)
         }
+
+        @Test("inspect says which agents could run")
+        func inspected() throws {
+            let guest = try Self.guest(2)
+            let vigil = try VigilProcess(["inspect", guest.target, "--format", "json"])
+            let found = try vigil.event("inspected")
+            #expect(found.strings("agents") == ["heartbeat", "pt-filter"])
+            #expect(found.strings("agentsThatNeedVisiblePatches") == ["pt-filter"])
+            #expect(vigil.exitStatus() == 0)
+        }
     }
 }

@@ -33,7 +33,7 @@ extension Integration {
             for round in 0..<Self.rounds {
                 let way = DyingVigil.Way.allCases[round % 2]
                 let instant = Duration.microseconds(Int.random(in: 0...450_000, using: &random))
-                let options = round / 2 % 2 == 0 ? [] : ["--allow-visible-patches"]
+                let options = [[], ["--allow-visible-patches"], ["--agents", "heartbeat"]][round / 2 % 3]
                 let vigil = try DyingVigil(
                     ["attach", guest.target, "--hold", "40", "--format", "json"] + options, way: way, after: instant)
                 do {

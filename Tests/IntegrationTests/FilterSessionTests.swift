@@ -33,7 +33,7 @@ extension Integration {
             let guest = try AgentTests.guest(processors)
             let page = try Self.page(of: guest)
             try guest.console.run("load on calls")
-            let traffic = try guest.console.start("remap 200000")
+            let traffic = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
             let vigil = try VigilProcess(["attach", guest.target, "--protect", "kernel-code"] + Self.arguments)
             #expect(try vigil.event("agent-deployed").string("agent") == "pt-filter")
             // Who moves pages was not at work yet, and is found by what it does: not at the first time.
@@ -69,7 +69,7 @@ extension Integration {
         func killed(_ signal: Int32, _ processors: Int) throws {
             let guest = try AgentTests.guest(processors)
             try guest.console.run("load on calls")
-            let traffic = try guest.console.start("remap 200000")
+            let traffic = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
             let vigil = try VigilProcess(["attach", guest.target] + Self.arguments)
             _ = try vigil.event("agent-deployed")
             vigil.send(signal)
