@@ -26,13 +26,18 @@ final class PageTableWriterHunt {
     private let debugRegisters: DebugRegisterTable
     private let now: () -> Deadline
     private var sites: [PageTableWriterSearch.Site] = []
-    /// Entries that were watched already. When all have been, it begins anew.
+    /// Entries at which somebody came by. When one is watched at which nobody does, they are watched again: there can
+    /// be hundreds that change no more, and few that do.
     private var tried: Set<GuestPhysicalAddress> = []
+    /// Entries at which nobody came by. When all others were watched, it begins anew.
+    private var idle: Set<GuestPhysicalAddress> = []
     private var watchEnd: Deadline
     private var nextLook: Deadline
     private var stops = 0
     private var known = 0
     private var roundsWithoutNews = 0
+    /// Nobody came by at what was watched last.
+    private var wasFruitless = false
 
     init(
         _ kernel: WindowsKernel, _ debugRegisters: DebugRegisterTable,
@@ -86,6 +91,8 @@ final class PageTableWriterHunt {
             nextLook = time + Self.interval
             // What is mapped for a moment only is seen by who looks often.
             search.observe()
+            // Where nobody comes by, those who write may be at work in tables that were not there at the beginning.
+            if sites.isEmpty, wasFruitless { search.renew() }
             let end = now() + Self.burst
             while now() < end { search.observeBusiest() }
             if mayWatch { try watch() }
@@ -96,8 +103,12 @@ final class PageTableWriterHunt {
     private func watch() throws(DetourError) {
         let free = debugRegisters.registers.count { $0 == nil }
         let all = search.sites(PageTableWriterSearch.maximumEntries)
-        if all.allSatisfy({ tried.contains($0.entry) }) { tried = [] }
-        let chosen = all.filter { !tried.contains($0.entry) }.prefix(min(free, Self.watches))
+        func candidates() -> [PageTableWriterSearch.Site] {
+            all.filter { !tried.contains($0.entry) && !idle.contains($0.entry) }
+        }
+        if candidates().isEmpty { tried = [] }
+        if candidates().isEmpty { idle = [] }
+        let chosen = candidates().prefix(min(free, Self.watches))
         if chosen.isEmpty { return }
         try control { () throws(HypervisorError) in
             try debugRegisters.effects.withPaused { () throws(HypervisorError) in
@@ -106,7 +117,6 @@ final class PageTableWriterHunt {
                 }
             }
         }
-        tried.formUnion(chosen.map(\.entry))
         stops = 0
         watchEnd = now() + Self.watchTime
     }
@@ -122,6 +132,13 @@ final class PageTableWriterHunt {
             // A round in which nobody came by says nothing.
             if search.confirmed.count == known, stops > 0 { roundsWithoutNews += 1 }
             known = search.confirmed.count
+            wasFruitless = stops == 0
+            if stops > 0 {
+                tried.formUnion(sites.map(\.entry))
+            } else {
+                idle.formUnion(sites.map(\.entry))
+                tried = []
+            }
         }
         sites = []
     }

@@ -51,39 +51,47 @@ public struct PageTableAliases {
         let sorted = pages.sorted()
         var left = limit
         // Depth first: an ascending order, and no more tables waiting than there are levels.
-        var path: [(table: UInt64, translates: UInt64, index: Int)] = [
-            (space.root & PageTableEntry.addressMask, 0, 256)
-        ]
-        while let (table, translates, index) = path.last {
+        var path: [(entries: [UInt64], translates: UInt64, index: Int)] = []
+        func enter(_ table: UInt64, _ translates: UInt64, from index: Int) {
+            // One that is not in RAM leads nowhere.
+            let entries = PageTableSnapshot.entries(of: GuestPhysicalAddress(table), in: physical)
+            path.append((entries ?? [], translates, index))
+        }
+        enter(space.root & PageTableEntry.addressMask, 0, from: 256)
+        while let (entries, translates, start) = path.last {
             let level = levels - path.count + 1
-            guard index < 512, left > 0 else {
+            // Most entries are empty: those are passed over at once.
+            var index = start
+            while index < entries.count, left > 0, entries[index] == 0 {
+                index += 1
+                left -= 1
+            }
+            guard index < entries.count, left > 0 else {
                 path.removeLast()
                 continue
             }
             left -= 1
-            path[path.count - 1].index += 1
-            guard !(level == levels && index == selfMapIndex),
-                let word = try? physical.load(UInt64.self, at: GuestPhysicalAddress(table + UInt64(index) * 8))
-            else { continue }
-            let entry = PageTableEntry(word)
+            path[path.count - 1].index = index + 1
+            guard !(level == levels && index == selfMapIndex) else { continue }
+            let entry = PageTableEntry(entries[index])
             guard entry.isPresent, entry.isWritable else { continue }
             let linear = space.linear(translates, index: index, level: level)
             guard level == 1 || (level <= 3 && entry.isLargePage) else {
-                path.append((entry.address, linear, 0))
+                enter(entry.address, linear, from: 0)
                 continue
             }
             let size = UInt64(4096) << UInt64(9 * (level - 1))
-            let start = GuestPhysicalAddress(entry.address & ~(size - 1))
+            let first = GuestPhysicalAddress(entry.address & ~(size - 1))
             // The first page at or behind the mapping's start, by bisection.
             var low = 0
             var high = sorted.count
             while low < high {
                 let middle = (low + high) / 2
-                if sorted[middle] < start { low = middle + 1 } else { high = middle }
+                if sorted[middle] < first { low = middle + 1 } else { high = middle }
             }
-            while low < sorted.count, sorted[low].rawValue - start.rawValue < size {
+            while low < sorted.count, sorted[low].rawValue - first.rawValue < size {
                 found[sorted[low], default: []].append(
-                    GuestVirtualAddress(linear) + (sorted[low].rawValue - start.rawValue))
+                    GuestVirtualAddress(linear) + (sorted[low].rawValue - first.rawValue))
                 low += 1
             }
         }
