@@ -117,7 +117,51 @@ public final class GuestConsole {
         return replies.removeValue(forKey: number)
     }
 
-    private func receive(until deadline: ContinuousClock.Instant, for purpose: String) throws {
+    /// What somebody waited for.
+    public enum Happening: Equatable, Sendable {
+        /// The answer to the command.
+        case reply(Reply)
+        /// A line that belongs to no command.
+        case line(String)
+        /// The machine has ended.
+        case closed
+    }
+
+    /// Waits for whichever comes first: the answer to a command, a line that belongs to no command and contains one
+    /// of `texts`, or the console's end.
+    public func wait(
+        forReplyTo number: Int? = nil, orLineContaining texts: [String] = [], within timeout: Duration = .seconds(60)
+    ) throws -> Happening {
+        let deadline = ContinuousClock.now + timeout
+        while true {
+            if let index = freeLines.firstIndex(where: { line in texts.contains { line.contains($0) } }) {
+                let line = freeLines[index]
+                freeLines.removeSubrange(...index)
+                return .line(line)
+            }
+            if let number, let reply = replies.removeValue(forKey: number) { return .reply(reply) }
+            do throws(Failure) {
+                try receive(until: deadline, for: texts.map { "\"\($0)\"" }.joined(separator: " or "))
+            } catch {
+                guard case .closed = error else { throw error }
+                return .closed
+            }
+        }
+    }
+
+    /// Whether the answer to a command, or a line that contains one of `texts`, is there or the console has ended.
+    public func isThere(replyTo number: Int?, orLineContaining texts: [String]) -> Bool {
+        var isClosed = false
+        do throws(Failure) {
+            try receive(until: .now, for: "")
+        } catch {
+            if case .closed = error { isClosed = true }
+        }
+        return isClosed || number.map { replies[$0] != nil } == true
+            || freeLines.contains { line in texts.contains { line.contains($0) } }
+    }
+
+    private func receive(until deadline: ContinuousClock.Instant, for purpose: String) throws(Failure) {
         let left = (deadline - .now).components
         var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
         let milliseconds = max(0, left.seconds * 1000 + left.attoseconds / 1_000_000_000_000_000)

@@ -122,6 +122,10 @@ public final class Engine {
             // A connection that the guardian closed looks like one that the machine closed.
             let loss = error.hypervisorError == nil ? nil : machine.lossOfControl
             if loss == .takenOver { throw .hypervisor(.takenOver) }
+            if loss == nil, hasControl, case .gone? = error.hypervisorError, let reason = lastWords() {
+                try leave(reason, quietly: false)
+                return reason
+            }
             if loss != nil { effects.abandonWitnesses() }
             // Whatever went wrong, leave in good order if that still can be done.
             if hasControl {
@@ -129,6 +133,21 @@ public final class Engine {
             }
             throw loss.map { .hypervisor($0) } ?? error
         }
+    }
+
+    /// The machine ended in the middle of something. What it said before that counts as it does at any other time.
+    /// - Returns: why it ended; nil where it did not.
+    private func lastWords() -> Detachment.Reason? {
+        while let event = try? machine.nextEvent(until: .now) {
+            switch event {
+            case .host(.reset), .stop, .descriptorReady, .interrupted: break
+            case .host(let event): try? handle(event)
+            case .gone:
+                guard case .end(let reason)? = try? handle(event) else { return nil }
+                return reason
+            }
+        }
+        return nil
     }
 
     private enum Turn {

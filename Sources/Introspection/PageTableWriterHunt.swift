@@ -47,6 +47,8 @@ final class PageTableWriterHunt {
     private var watchEnd: Deadline
     private var nextLook: Deadline
     private var stops = 0
+    /// Nobody came by at the entries that were watched last.
+    private var wasFruitless = false
     private var known = 0
     private var roundsWithoutNews = 0
 
@@ -55,7 +57,10 @@ final class PageTableWriterHunt {
         now: @escaping () -> Deadline = { ContinuousClock.now }
     ) throws(AgentError) {
         do throws(MemoryError) {
-            let catalog = try PageTableWriterCatalog(of: kernel.image, in: kernel.memory)
+            let machine = debugRegisters.effects.machine
+            let catalog = try PageTableWriterCatalog(of: kernel.image, in: kernel.memory) {
+                _ = try? machine.runState()
+            }
             search = PageTableWriterSearch(kernel.memory.space, in: kernel.memory.physical, catalog: catalog)
         } catch {
             throw .memory(error, doing: "looking for the instructions that write page tables")
@@ -144,6 +149,9 @@ final class PageTableWriterHunt {
             nextLook = time + Self.interval
             // What is mapped for a moment only is seen by who looks often.
             search.observe()
+            // Where nobody comes by, those who write may be at work in tables that were not there at the beginning.
+            if wasFruitless { search.renew() }
+            wasFruitless = false
             let end = now() + Self.burst
             while now() < end { _ = search.hasSeenChanges ? search.observeBusiest() : search.observe() }
             isExchangesTurn.toggle()
@@ -206,6 +214,7 @@ final class PageTableWriterHunt {
         if !sites.isEmpty {
             // A round in which nobody came by says nothing.
             if search.confirmed.count == known, stops > 0 { roundsWithoutNews += 1 }
+            wasFruitless = stops == 0
             known = search.confirmed.count
         }
         sites = []

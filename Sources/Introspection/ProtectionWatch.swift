@@ -128,7 +128,13 @@ final class ProtectionWatch {
     }
 
     private func attempt(_ body: () throws(ProtectionError) -> Void) {
-        do throws(ProtectionError) { try body() } catch { report(.refused(error.description)) }
+        do throws(ProtectionError) {
+            try body()
+        } catch {
+            // A guest on its way down takes memory away that its processes are listed in. What could not be looked at
+            // then is looked at when it is back.
+            if !isInTransition { report(.refused(error.description)) }
+        }
     }
 
     private static func sorted(_ kinds: Set<ProtectionKind>) -> [ProtectionKind] {

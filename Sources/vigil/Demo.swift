@@ -12,25 +12,61 @@ struct Demo: ParsableCommand {
         discussion: """
             The guest is a small NT-shaped kernel that Vigil attaches to as to any other: through QEMU's QMP \
             socket, knowing nothing of it beforehand. It asks for transitions without privilege, with bad \
-            arguments, with a driver that refuses, and for real. It hibernates, and resumes in a second QEMU.
+            arguments, with a driver that refuses, and for real. It hibernates, and resumes in a second QEMU. Then it \
+            does all that again with agents in it and protections armed, once with Vigil's guard off, which some \
+            transitions are the end of, and once with it on.
             """)
 
-    @Option(help: ArgumentHelp("How long to hold the caller of each transition.", valueName: "milliseconds"))
-    var hold: Int = 500
+    @Option(
+        help: ArgumentHelp(
+            "How long to hold the caller of each transition (default: 500; not with --rounds).",
+            valueName: "milliseconds"))
+    var hold: Int?
     @Option(help: "How to report: text for people, json for scripts (one object a line).")
     var format: OutputFormat = .text
+    @Option(
+        help: ArgumentHelp(
+            "Instead of the story: so many rounds of all transitions in random order, with agents and protections.",
+            valueName: "number"))
+    var rounds: Int?
+    @Option(help: ArgumentHelp("The order of such rounds (default: 1).", valueName: "number"))
+    var seed: UInt64?
+    @Option(help: ArgumentHelp("The guest's processors in such rounds: 1 to 4 (default: 1).", valueName: "number"))
+    var vcpus: Int?
+    @Option(
+        name: .customLong("guard"),
+        help: "Whether agents are taken out before each transition of such rounds (default: on).")
+    var guardSwitch: GuardSwitch?
+
+    private var holdTime: Int { hold ?? 500 }
 
     func validate() throws {
-        if hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
+        if let rounds, rounds < 1 { throw ValidationError("--rounds takes a positive number.") }
+        if rounds == nil && (seed != nil || vcpus != nil || guardSwitch != nil) {
+            throw ValidationError("--seed, --vcpus and --guard need --rounds.")
+        }
+        if rounds != nil && hold != nil {
+            throw ValidationError("--hold and --rounds exclude each other: in rounds callers are held for the agents.")
+        }
+        if let vcpus, !(1...4).contains(vcpus) { throw ValidationError("--vcpus takes 1 to 4.") }
+        if let hold, hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
     }
 
     mutating func run() throws {
         InterruptSignals.install()
         let renderer = EventRenderer(format)
+        if let rounds {
+            return try Self.starting {
+                try DemoRounds(
+                    rounds: rounds, seed: seed ?? 1, processors: vcpus ?? 1, isGuarded: guardSwitch != .off,
+                    renderer: renderer, format: format
+                ).run()
+            }
+        }
         let state = "\(NSTemporaryDirectory())/vigil-demo-\(UUID().uuidString)"
         defer { try? FileManager.default.removeItem(atPath: state) }
         var options = EngineOptions()
-        options.guardOptions = PowerGuardOptions(hold: .milliseconds(hold))
+        options.guardOptions = PowerGuardOptions(hold: .milliseconds(holdTime))
         options.journal = FileHibernationJournal(folder: state)
 
         let disk = try Self.starting { try TemporaryDisk() }
@@ -41,8 +77,10 @@ struct Demo: ParsableCommand {
             options.session = UUID().uuidString.lowercased()
             chapters += try play(part, options, disk, renderer).chapters
         }
-        renderer.print(line: summary(chapters, format))
-        if chapters.contains(where: { !$0.passed }) || chapters.count < DemoStory.length {
+        let comparison = DemoComparison(renderer)
+        try Self.starting { try comparison.run() }
+        renderer.print(line: summary(chapters, comparison, format))
+        if chapters.contains(where: { !$0.passed }) || chapters.count < DemoStory.length || !comparison.passed {
             throw VigilExit.demoFailed.exitCode
         }
     }
@@ -63,7 +101,7 @@ struct Demo: ParsableCommand {
                 renderer.note("a new QEMU with the same disk")
                 renderer.note("guest: \(try guest.console.waitForLine(containing: "! awake"))")
             }
-            renderer.note("$ vigil attach \(guest.target) --hold \(hold)")
+            renderer.note("$ vigil attach \(guest.target) --hold \(holdTime)")
             return guest
         }
         guard let target = Target(argument: guest.target) else {
@@ -74,7 +112,8 @@ struct Demo: ParsableCommand {
             let machine = try target.connect()
             machine.wakeDescriptor = InterruptSignals.readEnd
             let engine = Engine(machine, options: options, report: renderer.render)
-            let running = DemoStory(part, guest: guest, engine: engine, hold: .milliseconds(hold), note: renderer.note)
+            let running = DemoStory(
+                part, guest: guest, engine: engine, hold: .milliseconds(holdTime), note: renderer.note)
             story = running
             renderer.observer = running.observe
             running.begin()
@@ -92,6 +131,8 @@ struct Demo: ParsableCommand {
     private static func starting<Result>(_ body: () throws -> Result) throws -> Result {
         do {
             return try body()
+        } catch let code as ExitCode {
+            throw code
         } catch GuestStartError.programMissing(let name) {
             throw Failure.exit(GuestStartError.programMissing(name).description, .missingProgram)
         } catch {
@@ -99,14 +140,18 @@ struct Demo: ParsableCommand {
         }
     }
 
-    private func summary(_ chapters: [DemoStory.Chapter], _ format: OutputFormat) -> String {
-        let passed = chapters.count { $0.passed }
+    private func summary(
+        _ chapters: [DemoStory.Chapter], _ comparison: DemoComparison, _ format: OutputFormat
+    ) -> String {
+        let passed = chapters.count { $0.passed } + comparison.verdicts.count { $0.isExpected }
+        let expected = DemoStory.length + DemoComparison.length
         switch format {
         case .json:
             var line = JSONLine(event: "demo-summary")
             line.add("passed", passed)
-            line.add("expected", DemoStory.length)
+            line.add("expected", expected)
             line.add("chapters", chapters)
+            line.add("transitions", comparison.verdicts)
             return line.text
         case .text:
             let width = chapters.map(\.name.count).max() ?? 0
@@ -114,8 +159,13 @@ struct Demo: ParsableCommand {
                 "  \(chapter.passed ? "✓" : "✗") \(chapter.name.padding(toLength: width, withPad: " ", startingAt: 0))  \(chapter.seen)"
             }
             return
-                (["", "What was asked of the guest, and what Vigil saw:", ""] + rows
-                + ["", "\(passed) of \(DemoStory.length) as expected."]).joined(separator: "\n")
+                (["", "What was asked of the guest, and what Vigil saw:", ""] + rows + [""] + comparison.table
+                + ["", "\(passed) of \(expected) as expected."]).joined(separator: "\n")
         }
     }
+}
+
+/// Whether agents are taken out before transitions.
+enum GuardSwitch: String, ExpressibleByArgument, CaseIterable {
+    case on, off
 }

@@ -33,7 +33,7 @@ extension Integration {
             let guest = try AgentTests.guest(processors)
             let page = try Self.page(of: guest)
             try guest.console.run("load on calls")
-            let traffic = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            _ = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
             let vigil = try VigilProcess(["attach", guest.target, "--protect", "kernel-code"] + Self.arguments)
             #expect(try vigil.event("agent-deployed").string("agent") == "pt-filter")
             // Who moves pages was not at work yet, and is found by what it does: not at the first time.
@@ -49,7 +49,6 @@ extension Integration {
             #expect(try guest.console.reply(to: call)["status"] == 0)
             vigil.send(SIGINT)
             #expect(vigil.exitStatus() == 0)
-            #expect(try guest.console.reply(to: traffic).isOK)
             try guest.console.run("load off")
             #expect(try AgentTests.blocks(guest) == 0)
             #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
@@ -69,14 +68,13 @@ extension Integration {
         func killed(_ signal: Int32, _ processors: Int) throws {
             let guest = try AgentTests.guest(processors)
             try guest.console.run("load on calls")
-            let traffic = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            _ = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
             let vigil = try VigilProcess(["attach", guest.target] + Self.arguments)
             _ = try vigil.event("agent-deployed")
             vigil.send(signal)
             while try AgentTests.blocks(guest) != 0 {}
             if signal == SIGSTOP { vigil.send(SIGCONT) }
             #expect(vigil.exitStatus() != 0)
-            #expect(try guest.console.reply(to: traffic).isOK)
             try guest.console.run("load off")
             #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
             try guest.expectNothingLeft()

@@ -14,13 +14,41 @@ extension Integration {
             #expect(!events.contains { $0 == nil }, "every line is a JSON object")
             let names = events.compactMap { $0?.name }
             #expect(names.last == "demo-summary")
-            #expect(events.last??.int("passed") == 9)
-            let outcomes = events.compactMap { $0?.name == "outcome" ? $0?.string("result") : nil }
-            #expect(outcomes == ["refused", "resumed", "reset", "hibernated", "powered-off"])
+            #expect(events.last??.int("passed") == 21)
             #expect(events.allSatisfy { $0?.string("timestamp")?.hasSuffix("Z") == true })
-            #expect(names.count { $0 == "request-ignored" } == 2)
-            #expect(names.count { $0 == "transition-requested" } == 5)
-            #expect(names.count { $0 == "awoken" } == 1 && !names.contains("warning"))
+            // The story without agents comes first.
+            let outcomes = events.compactMap { $0?.name == "outcome" ? $0?.string("result") : nil }
+            #expect(outcomes.prefix(5) == ["refused", "resumed", "reset", "hibernated", "powered-off"])
+            let end = try #require(names.indices.filter { names[$0] == "detached" }.dropFirst().first)
+            let story = names[...end]
+            #expect(story.count { $0 == "request-ignored" } == 2)
+            #expect(story.count { $0 == "transition-requested" } == 5)
+            #expect(story.count { $0 == "awoken" } == 1 && !story.contains("warning"))
+        }
+
+        @Test(
+            "The demo shows which transitions a guest with agents does not survive without the guard, and does with it")
+        func comparison() throws {
+            let result = try VigilProcess.run("demo", "--format", "json", "--hold", "20")
+            #expect(result.status == 0, "\(result.output)\(result.errors)")
+            let summary = try #require(VigilEvent(String(result.output.split(separator: "\n").last ?? "")))
+            let verdicts = try #require(summary.members["transitions"] as? [[String: any Sendable]])
+            func ends(_ guarded: String) -> [String: String] {
+                let pairs = verdicts.filter { $0["guard"] as? String == guarded }.compactMap { verdict in
+                    (verdict["transition"] as? String).map { ($0, verdict["end"] as? String ?? "") }
+                }
+                return Dictionary(pairs) { first, _ in first }
+            }
+            let guarded = [
+                "sleep": "resumed", "hybrid-sleep": "resumed", "hibernation": "hibernated", "reboot": "reset",
+                "refused-request": "refused", "shutdown": "powered-off",
+            ]
+            #expect(ends("on") == guarded)
+            let unguarded = ends("off")
+            for kind in ["reboot", "refused-request", "shutdown"] { #expect(unguarded[kind] == guarded[kind]) }
+            // Changed code that its own check finds, and an agent in memory that is not there.
+            #expect(unguarded["sleep"] == "bug check 0x109" && unguarded["hibernation"] == "bug check 0x109")
+            #expect(unguarded["hybrid-sleep"]?.hasPrefix("bug check 0x") == true)
         }
 
         @Test("Unprivileged callers and bad arguments change nothing in what comes after")

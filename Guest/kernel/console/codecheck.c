@@ -51,19 +51,34 @@ BOOLEAN ConIsConstant(ULONG64 Address)
     return FALSE;
 }
 
-void ConCheckCode(CONSOLE_COMMAND *Command)
+// The section that differs, and where; NULL: none does.
+static const CODE_RECORD *ConFindDifference(SIZE_T *At)
 {
-    SIZE_T Bytes = 0;
     for (ULONG i = 0; i < ConCodeCount; i++) {
         const CODE_RECORD *Record = &ConCode[i];
-        for (SIZE_T At = 0; At < Record->Size; At++) {
-            if (Record->Base[At] != Record->Copy[At]) {
-                ConAnswer(&Command->Tag, "error modified section=%s offset=0x%llx",
-                          Record->Name, At);
-                return;
-            }
+        for (*At = 0; *At < Record->Size; ++*At) {
+            if (Record->Base[*At] != Record->Copy[*At])
+                return Record;
         }
-        Bytes += Record->Size;
     }
+    return NULL;
+}
+
+BOOLEAN ConIsCodeClean(void)
+{
+    SIZE_T At;
+    return !ConFindDifference(&At);
+}
+
+void ConCheckCode(CONSOLE_COMMAND *Command)
+{
+    SIZE_T At, Bytes = 0;
+    const CODE_RECORD *Found = ConFindDifference(&At);
+    if (Found) {
+        ConAnswer(&Command->Tag, "error modified section=%s offset=0x%llx", Found->Name, At);
+        return;
+    }
+    for (ULONG i = 0; i < ConCodeCount; i++)
+        Bytes += ConCode[i].Size;
     ConAnswer(&Command->Tag, "ok clean bytes=%llu", Bytes);
 }

@@ -212,6 +212,8 @@ static const COMMAND_ENTRY ConCommands[] = {
     {"processors", 0, 0, ConProcessors, ""},
     {"time", 0, 0, ConTime, ""},
     {"check", 0, 0, ConCheckCode, ""},
+    {"watch", 2, 2, ConWatch, "power on|off"},
+    {"seen", 0, 0, ConSeen, ""},
     {"work", 1, 1, ConWork, "COUNT"},
     {"busy", 1, 1, ConBusy, "on|off"},
     {"load", 1, 4, ConLoad, "on|off [calls] [pages] [threads]"},

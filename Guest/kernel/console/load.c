@@ -12,29 +12,32 @@
 volatile ULONG64 ConLoadPages, ConLoadThreads;
 static KEVENT ConLoadEvents[LoadKinds];
 
-// Maps frames into a window, uses them there, takes them away again. That the
-// memory seen is the frame just mapped shows that no processor this thread was
-// on kept the translation of the last round.
+// Maps frames into a window, uses them there, takes them away a round later. That
+// the memory seen is the frame just mapped shows that no processor this thread
+// was on kept the translation of the last round.
 static void ConPageLoad(PVOID Context)
 {
     LARGE_INTEGER Breath = {.QuadPart = -10000};
     ULONG64 Window = MmReserveSystemPages(WINDOW_PAGES * PAGE_SIZE);
+    ULONG64 Frames[WINDOW_PAGES] = {0};
     (void)Context;
 
     for (ULONG64 Round = 1;; Round++) {
         KeWaitForSingleObject(&ConLoadEvents[LoadPages], 0, KernelMode, FALSE, NULL);
         for (ULONG64 Page = 0; Page < WINDOW_PAGES; Page++) {
             ULONG64 Address = Window + Page * PAGE_SIZE;
-            ULONG64 Frame = MmAllocateFrame();
+            if (Frames[Page]) {
+                MmUnmapPage(MiSystemRoot(), Address);
+                MmFreeFrame(Frames[Page]);
+                ConLoadPages++;
+            }
+            ULONG64 Frame = Frames[Page] = MmAllocateFrame();
             if (!Frame)
-                break;
+                continue;
             MmMapPage(MiSystemRoot(), Address, Frame | MM_KERNEL_RW);
             *(volatile ULONG64 *)Address = Round << 8 | Page;
             if (*(volatile ULONG64 *)MmPhysicalToVirtual(Frame) != (Round << 8 | Page))
                 KeBugCheckEx(MEMORY_MANAGEMENT, 0x56470001, Address, Frame, Round);
-            MmUnmapPage(MiSystemRoot(), Address);
-            MmFreeFrame(Frame);
-            ConLoadPages++;
         }
         KeDelayExecutionThread(KernelMode, FALSE, &Breath);
     }

@@ -37,6 +37,7 @@ void ConThreads(CONSOLE_COMMAND *Command);
 // codecheck.c
 void ConRecordCode(void);
 void ConCheckCode(CONSOLE_COMMAND *Command);
+BOOLEAN ConIsCodeClean(void);
 BOOLEAN ConIsConstant(ULONG64 Address); // in a section that stays and nobody writes
 
 // attack.c
@@ -49,6 +50,11 @@ void ConInitializeLoad(void);
 void ConLoad(CONSOLE_COMMAND *Command);
 ULONG64 ConRemapPage(ULONG64 Address, ULONG64 Rounds); // the time it took, in 100 ns
 extern volatile ULONG64 ConLoadPages, ConLoadThreads;
+
+// watch.c: what is in the guest that is not its own, whenever it is asked for a transition.
+void ConWatch(CONSOLE_COMMAND *Command);
+void ConSeen(CONSOLE_COMMAND *Command);
+void ConLookWhileAsked(ULONG Action, ULONG State);
 
 // status.c
 void ConTime(CONSOLE_COMMAND *Command);

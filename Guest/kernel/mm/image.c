@@ -41,7 +41,8 @@ NTSTATUS MmPrepareImage(void)
 
 void MmCloseImageWindow(void)
 {
-    if (!MiWindowPte)
+    // A guest that wakes has no IDT yet: nothing is written that need not be.
+    if (!MiWindowPte || !(*MiWindowPte & PTE_PRESENT))
         return;
     MiWritePte(MiWindowPte, 0);
     KeInvalidatePage(MiWindow);

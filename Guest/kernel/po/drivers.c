@@ -2,6 +2,7 @@
 // may leave its state. From the console the second can be told to take its
 // time, and the last to refuse.
 
+#include "../include/console.h"
 #include "../include/ke.h"
 #include "../include/po.h"
 
@@ -20,8 +21,9 @@ static void PopRegisterDriver(POP_DRIVER_CALLBACK Callback)
 
 static NTSTATUS DiskPower(POWER_ACTION Action, SYSTEM_POWER_STATE State)
 {
-    (void)Action;
-    (void)State;
+    // The first that NtSetSystemPowerState calls for a request that is none of
+    // ring 3's.
+    ConLookWhileAsked(Action, State);
     return STATUS_SUCCESS;
 }
 

@@ -76,6 +76,12 @@ public struct PageTableSnapshot {
         }
     }
 
+    /// Takes over how many changes were seen in the tables that an earlier one has as well.
+    mutating func takeChangeCounts(from earlier: PageTableSnapshot) {
+        let counts = Dictionary(earlier.tables.map { ($0.place, $0.changes) }, uniquingKeysWith: max)
+        for index in tables.indices { tables[index].changes = counts[tables[index].place] ?? 0 }
+    }
+
     /// How many tables were read.
     public var tableCount: Int { tables.count }
 

@@ -21,7 +21,10 @@ public struct PageTableWriterCatalog: Sendable {
     /// Functions that the image's table names are decoded each from its start. What lies between them is swept
     /// through, by a byte where nothing can be decoded: assembly has no rows there.
     /// - Throws: `MemoryError` for headers that contradict the address space; pages that are not resident are counted.
-    public init(of image: PEImage, in memory: KernelMemory) throws(MemoryError) {
+    /// - Parameter signOfLife: called again and again, since a large kernel takes its time.
+    public init(
+        of image: PEImage, in memory: KernelMemory, signOfLife: () -> Void = {}
+    ) throws(MemoryError) {
         let functions = try Self.functions(of: image, in: memory)
         for section in image.sections where section.isExecutable && !section.isDiscardable {
             let start = image.address(rva: section.rva)
@@ -37,6 +40,7 @@ public struct PageTableWriterCatalog: Sendable {
                 guard begin < end else { continue }
                 sweep(code, position..<begin)
                 sweep(code, begin..<end)
+                if begin >> 16 != end >> 16 { signOfLife() }
                 position = end
             }
             sweep(code, position..<code.bytes.count)

@@ -27,6 +27,7 @@ public struct PageTableWriterSearch {
 
     private var snapshot: PageTableSnapshot
     private let catalog: PageTableWriterCatalog
+    private let tableLimit: Int
     private var observed: [PageTableSnapshot.Change] = []
     private var counts: [GuestPhysicalAddress: Int] = [:]
 
@@ -42,6 +43,7 @@ public struct PageTableWriterSearch {
     ) {
         snapshot = PageTableSnapshot(space, in: physical, limit: tableLimit)
         self.catalog = catalog
+        self.tableLimit = tableLimit
     }
 
     /// Some tables are not looked at: there are more than the limit.
@@ -56,6 +58,13 @@ public struct PageTableWriterSearch {
     /// - Returns: how many entries have changed.
     @discardableResult
     public mutating func observeBusiest() -> Int { take(snapshot.updateBusiest(Self.busiestTables)) }
+
+    /// Looks for tables that were made since the beginning: in those nothing has been seen until now.
+    public mutating func renew() {
+        var new = PageTableSnapshot(snapshot.space, in: snapshot.physical, limit: tableLimit)
+        new.takeChangeCounts(from: snapshot)
+        snapshot = new
+    }
 
     private mutating func take(_ changes: [PageTableSnapshot.Change]) -> Int {
         for change in changes {
@@ -110,7 +119,7 @@ public struct PageTableWriterSearch {
         return Array(sites.prefix(count))
     }
 
-    /// Nothing has changed yet since the beginning.
+    /// Some entry has changed since the beginning.
     public var hasSeenChanges: Bool { !observed.isEmpty }
 
     /// The candidates that exchange, in order: a hypervisor's watch may pass by the accesses of such instructions (QEMU
