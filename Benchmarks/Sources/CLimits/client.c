@@ -371,6 +371,36 @@ int limit_round_trips(limit_client *client, int count)
     return 0;
 }
 
+int limit_watch(limit_client *client)
+{
+    char payload[64];
+    size_t taken;
+    const char *reply;
+    if (expect(client, "T05") < 0 || write_all(client->debug, "$g#67", 5) < 0
+        || !(reply = receive_packet(client, TIMEOUT_MS, &taken)) || strlen(reply) < 48)
+        return -1;
+    // RCX is the third register.
+    uint64_t address = 0;
+    for (int i = 7; i >= 0; i--) {
+        char digits[3] = {reply[32 + 2 * i], reply[33 + 2 * i], 0};
+        address = address << 8 | strtoul(digits, NULL, 16);
+    }
+    drop(client, taken);
+    breakpoint(client, 'z', payload);
+    if (transact(client, payload, "OK") < 0)
+        return -1;
+    sprintf(payload, "Z2,%llx,8", (unsigned long long)address);
+    return transact(client, payload, "OK") < 0 ? -1 : continue_guest(client);
+}
+
+int limit_watched(limit_client *client, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (expect(client, "T05") < 0 || transact(client, "g", "") < 0 || continue_guest(client) < 0)
+            return -1;
+    return 0;
+}
+
 int64_t limit_hold(limit_client *client, int milliseconds)
 {
     if (expect(client, "T05") < 0)

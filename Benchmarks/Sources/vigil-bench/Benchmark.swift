@@ -13,6 +13,9 @@ struct Benchmark: Sendable {
         RoundTripBenchmark.benchmark,
         HoldBenchmark.inHandler,
         HoldBenchmark.inDelay,
+        WithdrawalBenchmark.onPowerCall,
+        WithdrawalBenchmark.onSystemCall,
+        PageTableWriteBenchmark.benchmark,
         OverheadBenchmark.benchmark,
     ]
 }

@@ -62,6 +62,11 @@ final class BareClient {
 
     func roundTrips(_ count: Int) throws { try check(limit_round_trips(client, Int32(count)), "go round") }
 
+    /// Watches from now on the word that the function that was armed is called with, instead of the function.
+    func watchWrites() throws { try check(limit_watch(client), "watch") }
+
+    func watchedWrites(_ count: Int) throws { try check(limit_watched(client, Int32(count)), "see writes") }
+
     /// In seconds.
     func hold(milliseconds: Int) throws -> Double {
         let time = limit_hold(client, Int32(milliseconds))

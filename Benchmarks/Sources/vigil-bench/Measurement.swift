@@ -43,7 +43,7 @@ struct Measurement: Encodable {
 
 /// The table for people and the list for programs.
 struct Report {
-    private static let columns = [22, 14, 14, 7]
+    private static let columns = [27, 14, 14, 7]
     private(set) var measurements: [Measurement] = []
 
     static var heading: String { row("benchmark", "measured", "bare C", "ratio", "goal") }

@@ -1,3 +1,4 @@
+import Agents
 import Detours
 import Foundation
 import Glibc
@@ -15,8 +16,10 @@ final class Session: @unchecked Sendable {
     private let wake: (read: Int32, write: Int32)
 
     /// Attaches, and returns when the guest is armed.
-    init(_ guest: BenchmarkGuest, guardianCommand: [String], hold: Duration? = nil, waiting: WaitingWay = .delay) throws
-    {
+    init(
+        _ guest: BenchmarkGuest, guardianCommand: [String], hold: Duration? = nil, waiting: WaitingWay = .delay,
+        agents: Set<AgentKind> = [], withdrawalPlace: BorrowingPlace = .powerCall
+    ) throws {
         var ends: [Int32] = [-1, -1]
         guard pipe(&ends) == 0 else { throw BenchmarkError("no pipe") }
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
@@ -30,6 +33,9 @@ final class Session: @unchecked Sendable {
                 var options = EngineOptions()
                 options.waiting = waiting
                 options.guardOptions = PowerGuardOptions(hold: hold)
+                options.agents = agents
+                options.allowVisiblePatches = agents.contains(.pageTableFilter)
+                options.withdrawalPlace = withdrawalPlace
                 try Engine(machine, options: options, report: take).run()
             } catch {
                 condition.withLock { failure = error }
@@ -72,6 +78,16 @@ final class Session: @unchecked Sendable {
                     throw BenchmarkError("Vigil did not say what it should")
                 }
             }
+        }
+    }
+
+    /// Whether an event has come that `isWanted` wants. Forgets it and those before it.
+    func has(_ isWanted: (EngineEvent) -> Bool) throws -> Bool {
+        try condition.withLock {
+            if let failure { throw failure }
+            guard let index = events.firstIndex(where: isWanted) else { return false }
+            events.removeSubrange(...index)
+            return true
         }
     }
 

@@ -1,10 +1,10 @@
 // What the filter shares with the host; filter.h has its fields. The image is linked at 0, so that a symbol's
-// value is its offset.
+// value is its offset. Its pages are not those of the code: see entry.S.
 
 #include "filter.h"
 
     .section .data, "aw"
-    .balign 64
+    .balign 4096
     .globl AgentData
     .hidden AgentData
 AgentData:

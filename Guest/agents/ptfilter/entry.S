@@ -4,7 +4,11 @@
     .set AGENT_Inside, 0x7C
 
 // Whoever stands in `.gate` is not counted, or no longer: in all other code of the agent's everybody is.
+//
+// Code has pages of its own: a processor that writes near what it executes, as here to the header and to AgentData at
+// every interrupt, takes that for code that changes.
     .section .gate, "ax", @progbits
+    .balign 4096
     .globl AgentGate
     .hidden AgentGate
 AgentGate:

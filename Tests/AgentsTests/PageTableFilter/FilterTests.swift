@@ -161,6 +161,14 @@ import X86
         #expect(counts.unknown == 0 && run.inside == 0)
     }
 
+    @Test("What it writes lies in no page of its code: a processor would take that for code that changes")
+    func pages() throws {
+        let image = try FilterRun().image
+        let gate = try #require(image.gate)
+        #expect(gate.lowerBound % 4096 == 0 && image.data % 4096 == 0)
+        #expect(image.data > gate.upperBound && (gate.lowerBound..<image.data).contains(image.threadEntry))
+    }
+
     @Test("An interrupt from an unknown place is counted, and changes nothing")
     func unknown() throws {
         let run = try FilterRun()

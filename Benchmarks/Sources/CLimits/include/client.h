@@ -21,6 +21,13 @@ int limit_disarm(limit_client *client);
 /// again and continues.
 int limit_round_trips(limit_client *client, int count);
 
+/// Waits for a stop at the breakpoint and puts a write watchpoint in its place, on the 8 bytes that RCX points at: the
+/// function's first argument.
+int limit_watch(limit_client *client);
+
+/// Waits for `count` stops behind writes to them, and at each reads the registers and continues.
+int limit_watched(limit_client *client, int count);
+
 /// One such stop, with the guest standing for `milliseconds` after the registers were read.
 /// Returns the nanoseconds from the stop's arrival until QEMU took the continue, or -1.
 int64_t limit_hold(limit_client *client, int milliseconds);
