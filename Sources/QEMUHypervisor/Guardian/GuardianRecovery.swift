@@ -49,6 +49,7 @@ struct GuardianRecovery {
         }
         try stub.resynchronise(as: .heir)
         noteStart(&shallRun)
+        try settleAccesses()
         // All sites before the guest runs on. A return watch that outlives the return is fatal under TCG: an
         // interrupt whose frame is pushed over the watched slot is acknowledged, and then lost.
         for site in state.sites { try removeWholly(site) }
@@ -68,6 +69,22 @@ struct GuardianRecovery {
         var report = "\(state.sites.count) breakpoints removed, \(state.held.count) callers released"
         for more in [unpatched, restored, freed, left].compactMap(\.self) { report += "; \(more)" }
         return report
+    }
+
+    /// Lets QEMU forget an access whose stop coincided with a pause, and was swallowed by it: remembered, it would end
+    /// QEMU in an assertion when the next session watches anything. A stop of that vCPU's own makes QEMU forget, as
+    /// long as the watch is there.
+    private func settleAccesses() throws(HypervisorError) {
+        let slots = state.sites.compactMap { site -> UInt64? in
+            if case .access(let address, _) = site { address.rawValue } else { nil }
+        }
+        if slots.isEmpty { return }
+        try stub.readDescription()
+        for thread in 1...(try stub.threadCount()) {
+            // Who has just returned stands right above the watched slot.
+            let registers = try registers(ofThread: thread)
+            if slots.contains(registers.rsp &- 8) { _ = try stub.step(thread: thread) }
+        }
     }
 
     /// Sites may be set twice where Vigil died between two steps: QEMU counts them.
