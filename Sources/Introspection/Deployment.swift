@@ -74,6 +74,7 @@ final class Deployment: TransitionParticipant {
 
     func begins(_ id: RequestID, _ transition: Transition) throws(DetourError) {
         requests[id] = transition
+        try hunt?.release()
         guard withdraws else { return }
         protections?.begins(id, transition)
         try attempt { () throws(AgentError) in try agents.suspend() }
@@ -107,6 +108,8 @@ final class Deployment: TransitionParticipant {
         // Whoever is let in without having waited: nothing that could do harm is behind it.
         if isOutstanding { try givesUp() }
         if let transition = requests[id] { protections?.lets(transition) }
+        guard withdraws, !agents.isOutstanding else { return }
+        try control { () throws(HypervisorError) in try debugRegisters.release(.bugCheck) }
     }
 
     func ends(_ result: TransitionResult) throws(DetourError) {
@@ -295,6 +298,9 @@ final class Deployment: TransitionParticipant {
 
     /// Does what is due, and says when something is due again.
     func tick() throws(DetourError) -> Deadline? {
+        // A caller has been let in: the machine may go to sleep at any instant, and QEMU 7.2 ends in an abort where a
+        // pause comes between the guest's wish to sleep and the sleep. So nothing is done now that would pause it.
+        if !requests.isEmpty, !isOutstanding { return protections?.tick() }
         let due = try attempt { () throws(AgentError) in try agents.tick() }
         let hunted = try goOnHunting()
         try updateFilter()
