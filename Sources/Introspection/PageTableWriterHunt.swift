@@ -19,10 +19,8 @@ final class PageTableWriterHunt {
     private static let watchStops = 16
     /// After so many rounds without a new writer there are enough.
     private static let idleRounds = 3
-    /// When there are enough, how often entries of interest are looked at whose change nobody had told, and how long
-    /// such a one is watched.
+    /// When there are enough, how often entries of interest are looked at whose change nobody had told.
     private static let lazyInterval = Duration.seconds(1)
-    private static let lazyWatchTime = Duration.seconds(30)
     /// For how long one instruction is stopped before, and until when all of them are, before the rest of them waits
     /// for the next occasion.
     private static let exchangeTime = Duration.milliseconds(20)
@@ -110,8 +108,8 @@ final class PageTableWriterHunt {
 
     /// Goes on, and says when to come again.
     ///
-    /// A writer that was not at work meanwhile is not known yet. Where an entry of interest has changed afterwards, it
-    /// is watched: who changes it once more is known then.
+    /// A writer that was not at work meanwhile is not known yet. Where an entry of interest has changed afterwards, the
+    /// instructions that exchange are stopped before once more.
     /// - Parameters:
     ///   - mayWatch: whether debug registers may be taken now.
     ///   - isOfInterest: whether an entry's changes have to be known.
@@ -134,13 +132,9 @@ final class PageTableWriterHunt {
                     try stopBeforeExchanges()
                 } else {
                     let changes = search.changes(where: isOfInterest)
-                    // Somebody unknown is at work: who was not seen may be seen now.
+                    // Somebody unknown is at work: who was not seen may be seen now. No watch is set for it: a pause
+                    // may swallow the stop of somebody who only reads the entry, and QEMU would remember that access.
                     if !changes.isEmpty, exchanges.isEmpty { exchanges = search.exchanges }
-                    if !changes.isEmpty, mayWatch {
-                        try watch(
-                            search.sites(of: changes, Self.watches),
-                            for: exchanges.isEmpty ? Self.lazyWatchTime : Self.watchTime)
-                    }
                 }
             }
             return sites.isEmpty && stopped.isEmpty ? nextLook : watchEnd
