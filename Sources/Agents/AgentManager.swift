@@ -24,7 +24,7 @@ public enum WithdrawalWay: Equatable, Sendable {
 
 /// What becomes of agents.
 public enum AgentEvent: Equatable, Sendable {
-    /// It is in the guest and runs. With the time since it was asked for, and how often the guest stopped for it.
+    /// It is in the guest and runs. With the time since it was asked for.
     case deployed(agent: String, base: GuestVirtualAddress, size: Int, duration: Duration, place: BorrowingPlace)
     /// Nothing of it is in the guest any more. With the time since that was asked for.
     case withdrawn(agent: String, duration: Duration, way: WithdrawalWay)
@@ -232,16 +232,9 @@ public final class AgentManager {
     /// Does something with every agent, whatever goes wrong with one of them.
     /// - Throws: what went wrong first.
     private func forEach(_ body: (Agent) throws(AgentError) -> Void) throws(AgentError) {
-        var failure: AgentError?
-        for agent in agents {
-            do throws(AgentError) {
-                try body(agent)
-            } catch {
-                if case .hypervisor = error { throw error }
-                failure = failure ?? error
-            }
-        }
-        if let failure { throw failure }
+        var failures = FirstFailure()
+        for agent in agents { try failures.collect { () throws(AgentError) in try body(agent) } }
+        try failures.rethrow()
     }
 
     /// Puts what is wanted back in.
@@ -621,25 +614,19 @@ public final class AgentManager {
     /// Does what is due, collects what agents have to say, and says when something is due again.
     public func tick() throws(AgentError) -> Deadline? {
         let time = now()
-        var failure: AgentError?
-        func attempt(_ body: () throws(AgentError) -> Void) throws(AgentError) {
-            do throws(AgentError) {
-                try body()
-            } catch {
-                if case .hypervisor = error { throw error }
-                failure = failure ?? error
-            }
-        }
-        try attempt { () throws(AgentError) in try renewLease(time) }
-        try attempt { () throws(AgentError) in try zeroHalted(time) }
+        var failures = FirstFailure()
+        try failures.collect { () throws(AgentError) in try renewLease(time) }
+        try failures.collect { () throws(AgentError) in try zeroHalted(time) }
         for agent in agents {
-            try attempt { () throws(AgentError) in try hear(agent) }
-            if agent.stepDeadline <= time { try attempt { () throws(AgentError) in try passDeadline(of: agent) } }
+            try failures.collect { () throws(AgentError) in try hear(agent) }
+            if agent.stepDeadline <= time {
+                try failures.collect { () throws(AgentError) in try passDeadline(of: agent) }
+            }
         }
         for index in calls.indices where calls[index].deadline <= time && !calls[index].isOverdue {
             calls[index].isOverdue = true
             let call = calls[index]
-            try attempt { () throws(AgentError) in try passDeadline(of: call) }
+            try failures.collect { () throws(AgentError) in try passDeadline(of: call) }
         }
         for leftover in leftovers where leftover.deadline <= time && !leftover.isReported {
             report(
@@ -648,7 +635,7 @@ public final class AgentManager {
                     reason: "no thread came by that could give its memory back"))
         }
         leftovers.removeAll { $0.deadline <= time }
-        if let failure { throw failure }
+        try failures.rethrow()
         return nextDeadline()
     }
 
@@ -890,13 +877,7 @@ public final class AgentManager {
 
     /// Runs `body` while the machine stands.
     private func whilePaused(_ body: () throws(AgentError) -> Void) throws(AgentError) {
-        var failure: AgentError?
-        try hypervisor { () throws(HypervisorError) in
-            try effects.withPaused { () throws(HypervisorError) in
-                do throws(AgentError) { try body() } catch { failure = error }
-            }
-        }
-        if let failure { throw failure }
+        try hypervisor { () throws(HypervisorError) in try effects.attemptPaused(body) }.get()
     }
 
     private func hypervisor<Value>(
@@ -904,6 +885,22 @@ public final class AgentManager {
     ) throws(AgentError) -> Value {
         do throws(HypervisorError) { return try body() } catch { throw .hypervisor(error) }
     }
+}
+
+/// What went wrong first with something that goes on all the same. An error of the hypervisor's ends it.
+private struct FirstFailure {
+    private var failure: AgentError?
+
+    mutating func collect(_ body: () throws(AgentError) -> Void) throws(AgentError) {
+        do throws(AgentError) {
+            try body()
+        } catch {
+            if case .hypervisor = error { throw error }
+            failure = failure ?? error
+        }
+    }
+
+    func rethrow() throws(AgentError) { if let failure { throw failure } }
 }
 
 extension Duration {

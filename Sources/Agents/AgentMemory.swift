@@ -27,7 +27,6 @@ public struct AgentMemory {
         case mayLeave = 0x74
         case stage = 0x78
         case inside = 0x7c
-        case rounds = 0x80
         case event = 0x90
     }
 
@@ -65,9 +64,6 @@ public struct AgentMemory {
 
     /// How many have come by the gate and are in it.
     public func inside() throws(AgentError) -> Int32 { try load(.inside) }
-
-    /// How many rounds its thread has made.
-    public func rounds() throws(AgentError) -> UInt64 { try load(.rounds) }
 
     /// Whether the agent, and nothing else, is still at its place.
     func isThere() -> Bool { (try? load(.magic) as UInt64) == AgentImage.magic }

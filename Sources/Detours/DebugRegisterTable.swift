@@ -14,8 +14,6 @@ public final class DebugRegisterTable {
         case returnWatch(stackSlot: UInt64)
         /// Where a thread is borrowed for a call of Vigil's.
         case injection
-        /// An agent has something to say at once.
-        case agentReport
         /// Where the guest comes by when it crashes.
         case bugCheck
         /// Who writes a page-table entry.
@@ -25,7 +23,7 @@ public final class DebugRegisterTable {
         var isExpendable: Bool {
             switch self {
             case .bugCheck, .entryWatch: true
-            case .entry, .returnWatch, .injection, .agentReport: false
+            case .entry, .returnWatch, .injection: false
             }
         }
     }

@@ -119,17 +119,7 @@ extension InlineDetour {
         _ body: () throws(InlineDetourError) -> Value
     ) throws(InlineDetourError) -> Value {
         let result: Result<Value, InlineDetourError>
-        do throws(HypervisorError) {
-            result = try effects.withPaused { () throws(HypervisorError) in
-                do throws(InlineDetourError) {
-                    return Result<Value, InlineDetourError>.success(try body())
-                } catch {
-                    return .failure(error)
-                }
-            }
-        } catch {
-            throw .hypervisor(error)
-        }
+        do throws(HypervisorError) { result = try effects.attemptPaused(body) } catch { throw .hypervisor(error) }
         return try result.get()
     }
 }

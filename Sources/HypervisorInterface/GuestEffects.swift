@@ -165,6 +165,16 @@ public final class GuestEffects {
         return try finish(pause: try machine.pause(), since: start, body)
     }
 
+    /// Like `withPaused`, for a body with errors of its own kind.
+    /// - Returns: what the body returned or threw; the machine has been resumed either way.
+    public func attemptPaused<Value, Failure: Error>(
+        _ body: () throws(Failure) -> Value
+    ) throws(HypervisorError) -> Result<Value, Failure> {
+        try withPaused { () throws(HypervisorError) in
+            do throws(Failure) { return Result<Value, Failure>.success(try body()) } catch { return .failure(error) }
+        }
+    }
+
     /// Like `withPaused`, but does nothing where a breakpoint stopped the machine first.
     /// - Returns: false then; the stop is the machine's next event, and has to be handled.
     public func withPausedUnlessStopped(

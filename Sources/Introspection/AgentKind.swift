@@ -27,7 +27,7 @@ public enum AgentKind: String, CaseIterable, Hashable, Sendable {
         do {
             _ = try AgentFunctions(of: survey.kernel)
             let program = try makeProgram(survey.kernel)
-            _ = try ServiceTable(of: survey.kernel)
+            _ = try survey.serviceTable.get()
             if self == .pageTableFilter, let gate = program.image.gate {
                 let handler = try InterruptGateCheck.handler(
                     of: PageTableWriter.vector, on: try machine.processorTables(), in: survey.kernel)

@@ -22,7 +22,7 @@ final class Deployment: TransitionParticipant {
     private static let nap = Duration.milliseconds(1)
 
     let agents: AgentManager
-    let protections: ProtectionWatch?
+    let protections: ProtectionWatch
     /// The agent that is told what to look at, and which of the kernel's instructions to replace.
     private let filter: PageTableFilterAgent?
     private let kernel: WindowsKernel
@@ -46,7 +46,7 @@ final class Deployment: TransitionParticipant {
 
     init(
         agents: AgentManager, filter: PageTableFilterAgent?, kernel: WindowsKernel,
-        protections: ProtectionWatch?, withdraws: Bool, detour: PatchlessDetour,
+        protections: ProtectionWatch, withdraws: Bool, detour: PatchlessDetour,
         callers: CallerReader, dispatcher: GuestVirtualAddress?,
         bugCheck: GuestVirtualAddress?, report: @escaping (EngineEvent) -> Void
     ) {
@@ -65,9 +65,6 @@ final class Deployment: TransitionParticipant {
     private var effects: GuestEffects { detour.effects }
     private var debugRegisters: DebugRegisterTable { detour.debugRegisters }
 
-    /// Threads that are away on an errand of an agent's.
-    var borrowedThreads: Int { borrowed.count }
-
     // MARK: The power path
 
     private var isInTransition: Bool { !requests.isEmpty || isHostGoingDown }
@@ -76,7 +73,7 @@ final class Deployment: TransitionParticipant {
         requests[id] = transition
         try hunt?.release()
         guard withdraws else { return }
-        protections?.begins(id, transition)
+        protections.begins(id, transition)
         try attempt { () throws(AgentError) in try agents.suspend() }
         if agents.withdrawalPlace == .systemCall { try lookForThread() }
     }
@@ -85,9 +82,10 @@ final class Deployment: TransitionParticipant {
 
     var waitsUntil: Duration { agents.deadlines.withdrawal }
 
-    func nextCall() throws(DetourError) -> GuestCall? {
-        let call = try attempt { () throws(AgentError) in try agents.nextCall(from: .powerCall) }
-        return call.flatMap(\.self)
+    func nextCall() throws(DetourError) -> GuestCall? { try nextCall(from: .powerCall) }
+
+    private func nextCall(from place: BorrowingPlace) throws(DetourError) -> GuestCall? {
+        try attempt { () throws(AgentError) in try agents.nextCall(from: place) } ?? nil
     }
 
     func sent(slot: Int?) {
@@ -107,21 +105,21 @@ final class Deployment: TransitionParticipant {
     func lets(_ id: RequestID) throws(DetourError) {
         // Whoever is let in without having waited: nothing that could do harm is behind it.
         if isOutstanding { try givesUp() }
-        if let transition = requests[id] { protections?.lets(transition) }
+        if let transition = requests[id] { protections.lets(transition) }
         guard withdraws, !agents.isOutstanding else { return }
         try control { () throws(HypervisorError) in try debugRegisters.release(.bugCheck) }
     }
 
     func ends(_ result: TransitionResult) throws(DetourError) {
         requests = [:]
-        protections?.ends()
+        protections.ends()
         if !isHostGoingDown { agents.resume() }
     }
 
     // MARK: The host
 
     /// Something happened to the machine as a whole.
-    func handle(_ event: HostEvent) { protections?.handle(event) }
+    func handle(_ event: HostEvent) { protections.handle(event) }
 
     /// The host tells what it does with the machine: in any order, twice, or not at all.
     func handle(_ notice: PowerNotice) throws(DetourError) {
@@ -170,7 +168,7 @@ final class Deployment: TransitionParticipant {
     /// Tells the filter which pages are protected; where none are, it looks after the kernel's own code.
     private func updateFilter() throws(DetourError) {
         guard let filter else { return }
-        var pages = protections?.watchedPages ?? []
+        var pages = protections.watchedPages
         if pages.isEmpty { pages = residentCode }
         if pages == filteredPages { return }
         filteredPages = pages
@@ -228,8 +226,7 @@ final class Deployment: TransitionParticipant {
         // one cannot be had.
         try control { () throws(HypervisorError) in try debugRegisters.release(.injection) }
         guard registers.interruptsEnabled, registers.control.cr8 == 0, registers.privilegeLevel == 0 else { return }
-        let call = try attempt { () throws(AgentError) in try agents.nextCall(from: .systemCall) }
-        guard let call = call.flatMap(\.self) else { return }
+        guard let call = try nextCall(from: .systemCall) else { return }
         do throws(DetourError) {
             let holder = try detour.borrow(vcpu, registers, for: call)
             agents.didSend(slot: holder.slot)
@@ -246,8 +243,7 @@ final class Deployment: TransitionParticipant {
         of holder: PatchlessDetour.Holder, at index: Int, _ vcpu: VCPU, _ registers: Registers
     ) throws(DetourError) {
         if holder.call != nil { try returned(slot: holder.slot, registers) }
-        let call = try attempt { () throws(AgentError) in try agents.nextCall(from: .systemCall) }
-        if let call = call.flatMap(\.self) {
+        if let call = try nextCall(from: .systemCall) {
             if try detour.sendAgain(holder, vcpu, registers, errand: .call(call)) {
                 agents.didSend(slot: holder.slot)
                 return
@@ -300,13 +296,13 @@ final class Deployment: TransitionParticipant {
     func tick() throws(DetourError) -> Deadline? {
         // A caller has been let in: the machine may go to sleep at any instant, and QEMU 7.2 ends in an abort where a
         // pause comes between the guest's wish to sleep and the sleep. So nothing is done now that would pause it.
-        if !requests.isEmpty, !isOutstanding { return protections?.tick() }
+        if !requests.isEmpty, !isOutstanding { return protections.tick() }
         let due = try attempt { () throws(AgentError) in try agents.tick() }
         let hunted = try goOnHunting()
         try updateFilter()
         try lookForThread()
         try watchForCrash()
-        return [hunted, due.flatMap(\.self), protections?.tick()].compactMap(\.self).min()
+        return [hunted, due ?? nil, protections.tick()].compactMap(\.self).min()
     }
 
     /// Leaves the guest: nothing leads to an agent, and those that are there leave by themselves. The machine stands.
@@ -326,15 +322,8 @@ final class Deployment: TransitionParticipant {
 
     /// Runs what agents do while the machine stands.
     private func whilePaused(_ body: () throws(AgentError) -> Void) throws(DetourError) {
-        try control { () throws(HypervisorError) in
-            try effects.withPaused { () throws(HypervisorError) in
-                do throws(DetourError) {
-                    try attempt(body)
-                } catch {
-                    if case .hypervisor(let error) = error { throw error }
-                }
-            }
-        }
+        let result = try control { () throws(HypervisorError) in try effects.attemptPaused(body) }
+        try attempt { () throws(AgentError) in try result.get() }
     }
 
     /// Runs what agents do; what goes wrong with one of them is said, and nothing else ends by it.

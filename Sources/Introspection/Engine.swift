@@ -247,8 +247,9 @@ public final class Engine {
         }
 
         let hibernations = HibernationWatch(survey, machine: machine.identity, options: options, report: report)
+        let callers = CallerReader(kernel: survey.kernel, offsets: survey.offsets)
         powerGuard = PowerGuard(
-            detour: function, callers: CallerReader(kernel: survey.kernel, offsets: survey.offsets),
+            detour: function, callers: callers,
             reentryIsProved: survey.reentryIsProved, options: options.guardOptions, lastID: lastRequest,
             report: hibernations.report)
         report(
@@ -260,7 +261,7 @@ public final class Engine {
                         ?? .patchless,
                     memoryAccess: machine.memoryAccess, runState: found, paused: effects.pausedTime - pausedBefore)))
         hibernations.reportAwakening()
-        try deploy(programs, survey, function)
+        try deploy(programs, survey, function, callers)
     }
 
     /// - Throws: where one of those that were asked for may not be deployed, before anything is stopped or changed.
@@ -283,7 +284,7 @@ public final class Engine {
 
     /// Arms what is to be protected, and asks for the agents to be deployed, which happens when a thread comes by.
     private func deploy(
-        _ programs: [any AgentProgram], _ survey: GuestSurvey, _ function: PatchlessDetour
+        _ programs: [any AgentProgram], _ survey: GuestSurvey, _ function: PatchlessDetour, _ callers: CallerReader
     ) throws(EngineError) {
         guard !programs.isEmpty || !options.protections.isEmpty || options.control != nil, let current = powerGuard
         else { return }
@@ -299,25 +300,20 @@ public final class Engine {
             report: { [unowned self] in
                 report(.agent($0))
                 if case .report(_, .translationChanged(let change)) = $0 {
-                    self.deployment?.protections?.check(page: change.page)
+                    self.deployment?.protections.check(page: change.page)
                 }
             })
         agents.deadlines = options.agentDeadlines
         agents.withdrawalPlace = options.withdrawalPlace
         let protections = ProtectionSet(
             machine, kernel: survey.kernel, offsets: survey.offsets,
-            ownPatches: { [unowned function, unowned agents] in
-                (function.ownPatches + agents.ownPatches).map {
-                    OwnPatch(physical: $0.physical, original: $0.original, patch: $0.patch)
-                }
-            })
+            ownPatches: { [unowned function, unowned agents] in function.ownPatches + agents.ownPatches })
         let watch = ProtectionWatch(protections, report: { [report] in report(.protection($0)) })
         let filter = programs.lazy.compactMap { $0 as? PageTableFilterAgent }.first
         let deployment = Deployment(
             agents: agents, filter: filter, kernel: survey.kernel, protections: watch,
             withdraws: options.withdrawsAgents, detour: function,
-            callers: CallerReader(kernel: survey.kernel, offsets: survey.offsets),
-            dispatcher: try? ServiceTable(of: survey.kernel).dispatcher,
+            callers: callers, dispatcher: try? survey.serviceTable.get().dispatcher,
             bugCheck: try? survey.kernel.export("KeBugCheckEx"), report: report)
         self.deployment = deployment
         for kind in ProtectionKind.allCases where options.protections.contains(kind) { protect([kind], true) }
@@ -330,9 +326,9 @@ public final class Engine {
     private func protect(_ kinds: Set<ProtectionKind>, processes: [String]? = nil, _ isWanted: Bool) {
         do throws(ProtectionError) {
             if isWanted {
-                try deployment?.protections?.arm(kinds, processes: processes ?? options.protectedProcesses)
+                try deployment?.protections.arm(kinds, processes: processes ?? options.protectedProcesses)
             } else {
-                try deployment?.protections?.disarm(kinds)
+                try deployment?.protections.disarm(kinds)
             }
         } catch {
             report(.protection(.refused(error.description)))
@@ -447,13 +443,8 @@ public final class Engine {
 
     /// Runs `body` while the machine stands.
     private func whilePaused(_ body: () throws(DetourError) -> Void) throws(EngineError) {
-        var failure: DetourError?
-        try host { () throws(HypervisorError) in
-            try effects.withPaused { () throws(HypervisorError) in
-                do throws(DetourError) { try body() } catch { failure = error }
-            }
-        }
-        if let failure { throw .detour(failure) }
+        let result = try host { () throws(HypervisorError) in try effects.attemptPaused(body) }
+        try detour { () throws(DetourError) in try result.get() }
     }
 
     private func addCalls(of current: PowerGuard) {

@@ -9,6 +9,7 @@ public struct GuestSurvey {
     public let kernel: WindowsKernel
     public let offsets: KernelOffsets
     public let powerFunction: PowerFunction
+    public let serviceTable: Result<ServiceTable, DiscoveryError>
     public let reentry: ReentryProof.Verdict
     /// Where the handler would be written; or why nowhere.
     public let slack: Result<KernelSlack, DiscoveryError>
@@ -32,7 +33,12 @@ public struct GuestSurvey {
             offsets = try KernelOffsets(of: kernel)
             let processes = try ProcessList(of: kernel, offsets: offsets).processes()
             powerFunction = try PowerFunctionLocator(of: kernel, processes: processes, patterns: patterns).locate()
-            if let number = powerFunction.number, let table = try? ServiceTable(of: kernel) {
+            do throws(DiscoveryError) {
+                serviceTable = .success(try ServiceTable(of: kernel))
+            } catch {
+                serviceTable = .failure(error)
+            }
+            if let number = powerFunction.number, let table = try? serviceTable.get() {
                 reentry = ReentryProof(of: kernel, serviceTable: table).examine(powerFunction.address, number: number)
             } else {
                 reentry = .undecided("its system-call number is not known")

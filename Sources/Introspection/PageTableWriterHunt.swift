@@ -119,39 +119,37 @@ final class PageTableWriterHunt {
         let time = now()
         if !sites.isEmpty || !stopped.isEmpty {
             if time < watchEnd, mayWatch { return watchEnd }
-            try control { () throws(HypervisorError) in
-                try debugRegisters.effects.withPaused { () throws(HypervisorError) in try releaseSites() }
-            }
+            try set { () throws(HypervisorError) in try releaseSites() }
         }
         if hasEnough { isDone = true }
-        if isDone {
-            if time >= nextLook {
-                nextLook = time + (exchanges.isEmpty ? Self.lazyInterval : Self.interval)
-                isExchangesTurn.toggle()
-                if isExchangesTurn, mayWatch, !exchanges.isEmpty {
-                    try stopBeforeExchanges()
-                } else {
-                    let changes = search.changes(where: isOfInterest)
-                    // Somebody unknown is at work: who was not seen may be seen now. No watch is set for it: a pause
-                    // may swallow the stop of somebody who only reads the entry, and QEMU would remember that access.
-                    if !changes.isEmpty, exchanges.isEmpty { exchanges = search.exchanges }
-                }
-            }
-            return sites.isEmpty && stopped.isEmpty ? nextLook : watchEnd
-        }
-        if time >= nextLook {
-            nextLook = time + Self.interval
-            // What is mapped for a moment only is seen by who looks often.
-            search.observe()
-            // Where nobody comes by, those who write may be at work in tables that were not there at the beginning.
-            if wasFruitless { search.renew() }
-            wasFruitless = false
-            let end = now() + Self.burst
-            while now() < end { _ = search.hasSeenChanges ? search.observeBusiest() : search.observe() }
-            isExchangesTurn.toggle()
-            if mayWatch { try isExchangesTurn && !exchanges.isEmpty ? stopBeforeExchanges() : watch() }
-        }
+        if time >= nextLook { try isDone ? lookLazily(time, mayWatch, isOfInterest) : look(time, mayWatch) }
         return sites.isEmpty && stopped.isEmpty ? nextLook : watchEnd
+    }
+
+    private func look(_ time: Deadline, _ mayWatch: Bool) throws(DetourError) {
+        nextLook = time + Self.interval
+        search.observe()
+        // Where nobody comes by, those who write may be at work in tables that were not there at the beginning.
+        if wasFruitless { search.renew() }
+        wasFruitless = false
+        // What is mapped for a moment only is seen by who looks often.
+        let end = now() + Self.burst
+        while now() < end { _ = search.hasSeenChanges ? search.observeBusiest() : search.observe() }
+        isExchangesTurn.toggle()
+        if mayWatch { try isExchangesTurn && !exchanges.isEmpty ? stopBeforeExchanges() : watch() }
+    }
+
+    /// No watch is set for what has changed: a pause may swallow the stop of somebody who only reads the entry, and QEMU
+    /// would remember that access.
+    private func lookLazily(
+        _ time: Deadline, _ mayWatch: Bool, _ isOfInterest: (GuestPhysicalAddress) -> Bool
+    ) throws(DetourError) {
+        nextLook = time + (exchanges.isEmpty ? Self.lazyInterval : Self.interval)
+        isExchangesTurn.toggle()
+        if isExchangesTurn, mayWatch, !exchanges.isEmpty { return try stopBeforeExchanges() }
+        let changes = search.changes(where: isOfInterest)
+        // Somebody unknown is at work: who was not seen may be seen now.
+        if !changes.isEmpty, exchanges.isEmpty { exchanges = search.exchanges }
     }
 
     private func watch() throws(DetourError) {
@@ -161,39 +159,35 @@ final class PageTableWriterHunt {
         if chosen.isEmpty { chosen = all.filter { busy.contains($0.entry) } }
         chosen = Array(chosen.prefix(Self.watches))
         tried.formUnion(chosen.map(\.entry))
-        try watch(chosen, for: Self.watchTime)
+        chosen = Array(chosen.prefix(freeRegisters))
+        if chosen.isEmpty { return }
+        try set { () throws(HypervisorError) in
+            for site in chosen where try debugRegisters.acquire(.entryWatch(site.address), site.breakpoint) {
+                sites.append(site)
+            }
+        }
+        stops = 0
+        watchEnd = now() + Self.watchTime
     }
 
     /// Has the next instructions that exchange stopped before, once each.
     private func stopBeforeExchanges() throws(DetourError) {
-        let free = debugRegisters.registers.count { $0 == nil }
-        let chosen = exchanges.prefix(min(free, Self.watches))
+        let chosen = exchanges.prefix(min(freeRegisters, Self.watches))
         exchanges.removeFirst(chosen.count)
-        try control { () throws(HypervisorError) in
-            try debugRegisters.effects.withPaused { () throws(HypervisorError) in
-                for writer in chosen
-                where try debugRegisters.acquire(.entryWatch(writer.address), .execution(writer.address)) {
-                    stopped.append(writer)
-                }
+        try set { () throws(HypervisorError) in
+            for writer in chosen
+            where try debugRegisters.acquire(.entryWatch(writer.address), .execution(writer.address)) {
+                stopped.append(writer)
             }
         }
         watchEnd = now() + Self.exchangeTime
     }
 
-    private func watch(
-        _ all: [PageTableWriterSearch.Site], for time: Duration
-    ) throws(DetourError) {
-        let chosen = all.prefix(debugRegisters.registers.count { $0 == nil })
-        if chosen.isEmpty { return }
-        try control { () throws(HypervisorError) in
-            try debugRegisters.effects.withPaused { () throws(HypervisorError) in
-                for site in chosen where try debugRegisters.acquire(.entryWatch(site.address), site.breakpoint) {
-                    sites.append(site)
-                }
-            }
-        }
-        stops = 0
-        watchEnd = now() + time
+    private var freeRegisters: Int { debugRegisters.registers.count { $0 == nil } }
+
+    /// Changes what is set, while the machine stands.
+    private func set(_ body: () throws(HypervisorError) -> Void) throws(DetourError) {
+        try control { () throws(HypervisorError) in try debugRegisters.effects.withPaused(body) }
     }
 
     /// Stops watching. The machine stands.

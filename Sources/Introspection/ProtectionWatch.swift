@@ -26,6 +26,7 @@ final class ProtectionWatch {
     private let now: () -> Deadline
     private let report: (ProtectionEvent) -> Void
     private var nextCheck: Deadline
+    private var knownPages: Set<GuestVirtualAddress>?
     /// Protection is off for this request's sake.
     private var disarmedFor: RequestID?
     /// A request is under way.
@@ -41,14 +42,22 @@ final class ProtectionWatch {
         nextCheck = now()
     }
 
-    /// The kernel's pages whose translations matter.
-    var watchedPages: Set<GuestVirtualAddress> { Set(protections.watchedPages.map(\.page)) }
+    /// The kernel's pages whose translations matter: asked for again and again, while they are others only after
+    /// something was armed, disarmed or looked at.
+    var watchedPages: Set<GuestVirtualAddress> {
+        if let knownPages { return knownPages }
+        let pages = Set(protections.watchedPages.map(\.page))
+        knownPages = pages
+        return pages
+    }
 
     // MARK: Configuration
 
     func arm(_ kinds: Set<ProtectionKind>, processes: [String]) throws(ProtectionError) {
         if disarmedFor != nil { throw .suspended }
         let before = protections.armed
+        // Where one kind fails, those before it are armed.
+        defer { knownPages = nil }
         try protections.arm(kinds, processes: processes)
         report(.armed(Self.sorted(protections.armed.subtracting(before)), request: nil))
         nextCheck = now() + Self.interval
@@ -57,6 +66,7 @@ final class ProtectionWatch {
     func disarm(_ kinds: Set<ProtectionKind>) throws(ProtectionError) {
         if disarmedFor != nil { throw .suspended }
         protections.disarm(kinds)
+        knownPages = nil
     }
 
     // MARK: Transitions
@@ -128,6 +138,7 @@ final class ProtectionWatch {
     }
 
     private func attempt(_ body: () throws(ProtectionError) -> Void) {
+        defer { knownPages = nil }
         do throws(ProtectionError) {
             try body()
         } catch {

@@ -23,7 +23,7 @@ final class InterruptTables {
     /// What was last said of a vCPU's table, so that it is not said again.
     private var reported: [Int: Table] = [:]
 
-    init(_ kernel: WindowsKernel, _ machine: any VirtualMachine, patches: [OwnPatch]) throws(ProtectionError) {
+    init(_ kernel: WindowsKernel, _ machine: any VirtualMachine, patches: [CodePatch.Place]) throws(ProtectionError) {
         self.kernel = kernel
         let reader = PageReader(kernel.memory, patches: patches)
         for (vcpu, table) in try tables(machine, reader) where table.gates != nil { originals[vcpu] = table }

@@ -1,4 +1,5 @@
 import GuestMemory
+import HypervisorInterface
 import WindowsGuest
 import X86
 
@@ -22,7 +23,7 @@ final class KernelCode {
     private var indices: [GuestVirtualAddress: Int] = [:]
     private var next = 0
 
-    init(_ kernel: WindowsKernel, patches: [OwnPatch]) throws(MemoryError) {
+    init(_ kernel: WindowsKernel, patches: [CodePatch.Place]) throws(MemoryError) {
         self.kernel = kernel
         for module in KernelModules(of: kernel).modules() { add(module) }
         let reader = PageReader(kernel.memory, patches: patches)

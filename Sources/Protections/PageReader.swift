@@ -1,4 +1,5 @@
 import GuestMemory
+import HypervisorInterface
 import WindowsGuest
 
 /// The bytes that a page (or a part of one) had, and how the page was mapped.
@@ -46,14 +47,14 @@ struct PageReader {
     static let attempts = 4
 
     let memory: KernelMemory
-    let patches: [OwnPatch]
+    let patches: [CodePatch.Place]
     /// Bytes that another protection answers for: they are never different.
     var excluded: [Range<UInt64>] = []
     /// Rights whose gain and loss matter. Others change without an attack.
     var gains: Translation.Rights = [.writable, .user, .executable]
     var losses: Translation.Rights = [.executable]
 
-    init(_ memory: KernelMemory, patches: [OwnPatch]) {
+    init(_ memory: KernelMemory, patches: [CodePatch.Place]) {
         self.memory = memory
         self.patches = patches.filter { $0.original.count == $0.patch.count && !$0.patch.isEmpty }
     }
@@ -204,7 +205,7 @@ struct PageReader {
     }
 }
 
-extension OwnPatch {
+extension CodePatch.Place {
     /// Puts the original back where `bytes`, which lie at `start`, hold this patch.
     func undo(in bytes: inout [UInt8], at start: GuestPhysicalAddress) {
         let from = max(physical.rawValue, start.rawValue)

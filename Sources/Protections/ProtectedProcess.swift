@@ -1,4 +1,5 @@
 import GuestMemory
+import HypervisorInterface
 import WindowsGuest
 
 /// The code of one running process.
@@ -29,7 +30,7 @@ final class ProtectedProcess {
 
     /// Takes what the process has now for the original.
     /// - Returns: nil where the process has not loaded ntdll yet.
-    init?(_ process: GuestProcess, _ kernel: WindowsKernel, patches: [OwnPatch]) throws(MemoryError) {
+    init?(_ process: GuestProcess, _ kernel: WindowsKernel, patches: [CodePatch.Place]) throws(MemoryError) {
         self.process = process
         modules = UserModules(of: process, kernel: kernel)
         guard modules.modules().contains(where: { $0.name.lowercased() == "ntdll.dll" }) else { return nil }
@@ -46,7 +47,7 @@ final class ProtectedProcess {
     func startOver() { next = nil }
 
     /// What may change in a process is its frames, when it writes to a page of its own, and rights that are taken away.
-    private static func reader(_ memory: KernelMemory, _ patches: [OwnPatch]) -> PageReader {
+    private static func reader(_ memory: KernelMemory, _ patches: [CodePatch.Place]) -> PageReader {
         var reader = PageReader(memory, patches: patches)
         reader.gains = [.writable]
         reader.losses = []
@@ -56,7 +57,7 @@ final class ProtectedProcess {
     /// Checks from where the last slice ended.
     /// - Returns: whether the round is complete.
     func check(
-        patches: [OwnPatch], budget: inout Int, into found: inout [Violation]
+        patches: [CodePatch.Place], budget: inout Int, into found: inout [Violation]
     ) throws(MemoryError) -> Bool {
         let reader = Self.reader(modules.memory, patches)
         if next == nil {

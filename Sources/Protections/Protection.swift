@@ -29,22 +29,6 @@ public struct Violation: Equatable, Hashable, Sendable {
     }
 }
 
-/// Bytes that Vigil itself put into the guest: where they are found, a check takes the original for them.
-///
-/// Only all of the patch within a page is Vigil's: with one byte of it different, all of that part counts as found.
-public struct OwnPatch: Equatable, Sendable {
-    public var physical: GuestPhysicalAddress
-    public var original: [UInt8]
-    /// As many bytes as `original`; a patch of another length is ignored.
-    public var patch: [UInt8]
-
-    public init(physical: GuestPhysicalAddress, original: [UInt8], patch: [UInt8]) {
-        self.physical = physical
-        self.original = original
-        self.patch = patch
-    }
-}
-
 /// Why protections could not be armed or checked.
 public enum ProtectionError: Error, Equatable, Sendable {
     /// Protections are suspended for a power transition: what is protected cannot be changed until it is over.

@@ -11,7 +11,7 @@ public final class ProtectionSet {
     private let machine: any VirtualMachine
     private let kernel: WindowsKernel
     private let offsets: KernelOffsets
-    private let ownPatches: () -> [OwnPatch]
+    private let ownPatches: () -> [CodePatch.Place]
 
     private var kernelCode: KernelCode?
     private var interruptTables: InterruptTables?
@@ -24,11 +24,13 @@ public final class ProtectionSet {
     /// Checks stand still for a power transition.
     public private(set) var isSuspended = false
 
-    /// - Parameter ownPatches: asked at each check for all that Vigil has in the guest at that time; where one lies on
-    ///   top of another, the upper one first.
+    /// - Parameter ownPatches: asked at each check for all bytes that Vigil has in the guest at that time: where they
+    ///   are found, the original is taken for them. Where one patch lies on top of another, the upper one comes first.
+    ///   Only all of a patch within a page is Vigil's: with one byte of it different, all of that part counts as found.
+    ///   A patch that has not as many bytes as its original is ignored.
     public init(
         _ machine: any VirtualMachine, kernel: WindowsKernel, offsets: KernelOffsets,
-        ownPatches: @escaping () -> [OwnPatch] = { [] }
+        ownPatches: @escaping () -> [CodePatch.Place] = { [] }
     ) {
         self.machine = machine
         self.kernel = kernel
@@ -158,7 +160,7 @@ public final class ProtectionSet {
     }
 
     /// Two protections cover the service tables, and the code that reads them. One change is one violation.
-    private func kernelReader(_ patches: [OwnPatch]) -> PageReader {
+    private func kernelReader(_ patches: [CodePatch.Place]) -> PageReader {
         var reader = PageReader(kernel.memory, patches: patches)
         reader.excluded = serviceTables?.ranges ?? []
         return reader
@@ -166,7 +168,7 @@ public final class ProtectionSet {
 
     /// - Returns: whether the kind's round is complete.
     private func check(
-        _ kind: ProtectionKind, _ reader: PageReader, _ patches: [OwnPatch], budget: inout Int
+        _ kind: ProtectionKind, _ reader: PageReader, _ patches: [CodePatch.Place], budget: inout Int
     ) throws(ProtectionError) -> Bool {
         switch kind {
         case .interruptTables:

@@ -1,4 +1,5 @@
 import GuestMemory
+import HypervisorInterface
 import WindowsGuest
 
 /// The tables that lead from a system call's number to its function, and the code that reads them.
@@ -29,7 +30,7 @@ final class ServiceTables {
     /// The second entry of KeServiceDescriptorTableShadow while it is empty: the graphical subsystem fills it.
     private var emptyEntry: GuestVirtualAddress?
 
-    init(_ kernel: WindowsKernel, patches: [OwnPatch]) throws(ProtectionError) {
+    init(_ kernel: WindowsKernel, patches: [CodePatch.Place]) throws(ProtectionError) {
         do throws(DiscoveryError) {
             table = try ServiceTable(of: kernel)
         } catch {

@@ -1,4 +1,5 @@
 import GuestMemory
+import HypervisorInterface
 import WindowsGuest
 
 /// The code of all processes that have one of the given names.
@@ -15,7 +16,7 @@ final class UserCode {
     }
 
     /// Protects processes of these names, too, those that run and those that will.
-    func add(_ names: [String], patches: [OwnPatch]) throws(ProtectionError) {
+    func add(_ names: [String], patches: [CodePatch.Place]) throws(ProtectionError) {
         self.names.formUnion(names.map { $0.lowercased() })
         try refresh(patches)
     }
@@ -28,7 +29,7 @@ final class UserCode {
     /// Checks from where the last slice ended.
     /// - Returns: whether the round is complete.
     func check(
-        patches: [OwnPatch], budget: inout Int, into found: inout [Violation]
+        patches: [CodePatch.Place], budget: inout Int, into found: inout [Violation]
     ) throws(ProtectionError) -> Bool {
         if next == 0 { try refresh(patches) }
         while next < processes.count {
@@ -55,7 +56,7 @@ final class UserCode {
     }
 
     /// Lets go of processes that have ended, takes in those that have started.
-    private func refresh(_ patches: [OwnPatch]) throws(ProtectionError) {
+    private func refresh(_ patches: [CodePatch.Place]) throws(ProtectionError) {
         let running = try running()
         processes.removeAll { known in !running.contains { Self.isSame($0, known.process) } }
         for process in running where !processes.contains(where: { Self.isSame($0.process, process) }) {

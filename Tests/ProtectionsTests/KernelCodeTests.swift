@@ -128,7 +128,7 @@ import WindowsGuest
         let guest = try armed()
         let place = guest.address("KeBugCheckEx")
         let original: [UInt8] = [0x33, 0xc0, 0xc3]
-        guest.patches = [OwnPatch(physical: try guest.physical(place), original: original, patch: [0xe9, 1, 2])]
+        guest.patches = [CodePatch.Place(physical: try guest.physical(place), original: original, patch: [0xe9, 1, 2])]
         #expect(try guest.protections.check() == [])
         guest.synthetic.write([0xe9, 1, 2], at: place)
         #expect(try guest.protections.check() == [])
@@ -148,9 +148,9 @@ import WindowsGuest
         let guest = try armed()
         let end = try guest.physical(guest.synthetic.base + 0x1ffe)
         guest.patches = [
-            OwnPatch(physical: end, original: [0, 0, 0, 0], patch: [1, 2, 3, 4]),
-            OwnPatch(physical: end, original: [0], patch: []),
-            OwnPatch(physical: GuestPhysicalAddress(.max - 1), original: [0, 0, 0, 0], patch: [1, 2, 3, 4]),
+            CodePatch.Place(physical: end, original: [0, 0, 0, 0], patch: [1, 2, 3, 4]),
+            CodePatch.Place(physical: end, original: [0], patch: []),
+            CodePatch.Place(physical: GuestPhysicalAddress(.max - 1), original: [0, 0, 0, 0], patch: [1, 2, 3, 4]),
         ]
         guest.synthetic.write([1, 2], at: guest.synthetic.base + 0x1ffe)
         #expect(try guest.protections.check() == [])

@@ -14,12 +14,12 @@ final class ProtectedGuest {
     let kernel: WindowsKernel
     let protections: ProtectionSet
     /// What Vigil says that it has in the guest.
-    var patches: [OwnPatch] {
+    var patches: [CodePatch.Place] {
         get { box.patches }
         set { box.patches = newValue }
     }
 
-    private final class Box { var patches: [OwnPatch] = [] }
+    private final class Box { var patches: [CodePatch.Place] = [] }
     private let box = Box()
 
     init(vcpus: Int = 1) throws {
