@@ -181,6 +181,8 @@ public final class GuestEffects {
         _ body: () throws(HypervisorError) -> Void
     ) throws(HypervisorError) -> Bool {
         let start = ContinuousClock.now
+        // Its event may have been met by an earlier pause: it stands, but not for its operator, and has to run on.
+        if machine.hasPendingStop { return false }
         if try machine.isStanding {
             try finish(pause: false, since: start, body)
             return true

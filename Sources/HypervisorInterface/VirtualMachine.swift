@@ -103,6 +103,9 @@ public protocol ControllableMachine: VirtualMachine {
     /// No vCPU executes: a stop of ours, its operator's, or a state in which none does.
     var isStanding: Bool { get throws(HypervisorError) }
 
+    /// A breakpoint or a watch has stopped the machine, and `nextEvent` has not said so yet.
+    var hasPendingStop: Bool { get }
+
     /// Stops a running machine.
     /// - Returns: whether this call stopped it. If not, a breakpoint was faster, and its stop is the next event.
     func pause() throws(HypervisorError) -> Bool

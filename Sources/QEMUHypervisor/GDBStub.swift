@@ -300,6 +300,9 @@ final class GDBStub {
         stoodAtFirst = false
     }
 
+    /// A vCPU has stopped at a breakpoint or for a watch, and nobody has taken that yet.
+    var hasPendingStop: Bool { stopReplies.contains { if case .trap = $0 { true } else { false } } }
+
     /// Takes what has arrived, and returns the oldest stop reply that nobody has taken.
     func takeStop() throws(HypervisorError) -> GDBStopReply? {
         socket.drain(into: &input)

@@ -157,6 +157,8 @@ extension QEMUMachine: ControllableMachine {
         return isOurs
     }
 
+    public var hasPendingStop: Bool { stub?.hasPendingStop ?? false }
+
     public var hasStoppedUnasked: Bool { stub?.hasStoppedUnasked ?? false }
 
     public func resume() throws(HypervisorError) {
