@@ -7,6 +7,8 @@ extension Integration {
     @Suite(.serialized)
     struct FilterSessionTests {
         static let arguments = ["--agents", "pt-filter", "--allow-visible-patches", "--format", "json"]
+        /// More rounds than the test will see: the kernel's writers can be found as long as they write.
+        static let endlessRemapping = "remap 100000000"
 
         /// A page of the kernel's code that no page-table write lies in: a copy that the guest was about to make of one
         /// would have its patches.
@@ -33,16 +35,17 @@ extension Integration {
             let guest = try AgentTests.guest(processors)
             let page = try Self.page(of: guest)
             try guest.console.run("load on calls")
-            _ = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            _ = try guest.console.start(Self.endlessRemapping)
             let vigil = try VigilProcess(["attach", guest.target, "--protect", "kernel-code"] + Self.arguments)
             #expect(try vigil.event("agent-deployed").string("agent") == "pt-filter")
             // Who moves pages was not at work yet, and is found by what it does: not at the first time.
-            while !vigil.outputText.contains("translation-changed") {
+            let end = ContinuousClock.now + .seconds(60)
+            while !vigil.outputText.contains("translation-changed") || !vigil.outputText.contains("violation") {
+                try #require(ContinuousClock.now < end, "not told: \(vigil.outputText)")
                 try #require(try guest.console.run("move 0x\(String(page, radix: 16))").isOK)
             }
             let change = try vigil.event("translation-changed")
             #expect(change.int("level") == 1 && change.string("old") != change.string("new"))
-            #expect(try vigil.event("violation").string("protection") == "kernel-code")
             let call = try guest.console.start("power kernel 7 4 0")
             // It goes, whether it has just been put there or not.
             _ = try vigil.event("outcome")
@@ -60,7 +63,7 @@ extension Integration {
         func deploys(_ processors: Int) throws {
             let guest = try AgentTests.guest(processors)
             try guest.console.run("load on calls")
-            _ = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            _ = try guest.console.start(Self.endlessRemapping)
             let vigil = try VigilProcess(["attach", guest.target, "--protect", "kernel-code"] + Self.arguments)
             #expect(try vigil.event("agent-deployed").string("agent") == "pt-filter")
             let call = try guest.console.start("power kernel 7 4 0")
@@ -89,7 +92,7 @@ extension Integration {
         func killed(_ signal: Int32, _ processors: Int) throws {
             let guest = try AgentTests.guest(processors)
             try guest.console.run("load on calls")
-            _ = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            _ = try guest.console.start(Self.endlessRemapping)
             let vigil = try VigilProcess(["attach", guest.target] + Self.arguments)
             _ = try vigil.event("agent-deployed")
             vigil.send(signal)

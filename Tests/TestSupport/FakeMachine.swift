@@ -256,9 +256,10 @@ extension FakeMachine: ControllableMachine {
         vectors[vcpu.index] = new
     }
 
-    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) -> Bool {
         demand(stands, "an access of a running machine is settled")
         log.append(.settled(vcpu))
+        return false
     }
 
     public func step(_ vcpu: VCPU) throws(HypervisorError) {

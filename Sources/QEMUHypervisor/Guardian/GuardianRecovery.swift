@@ -49,7 +49,7 @@ struct GuardianRecovery {
         }
         try stub.resynchronise(as: .heir)
         noteStart(&shallRun)
-        try settleAccesses()
+        try settleAccesses(mayStep: shallRun)
         // All sites before the guest runs on. A return watch that outlives the return is fatal under TCG: an
         // interrupt whose frame is pushed over the watched slot is acknowledged, and then lost.
         for site in state.sites { try removeWholly(site) }
@@ -74,16 +74,20 @@ struct GuardianRecovery {
     /// Lets QEMU forget an access whose stop coincided with a pause, and was swallowed by it: remembered, it would end
     /// QEMU in an assertion when the next session watches anything. A stop of that vCPU's own makes QEMU forget, as
     /// long as the watch is there.
-    private func settleAccesses() throws(HypervisorError) {
-        let slots = state.sites.compactMap { site -> UInt64? in
+    /// - Parameter mayStep: false for a machine that is not to run: only who has returned is stepped there.
+    private func settleAccesses(mayStep: Bool) throws(HypervisorError) {
+        let watched = state.sites.compactMap { site -> UInt64? in
             if case .access(let address, _) = site { address.rawValue } else { nil }
         }
-        if slots.isEmpty { return }
+        if watched.isEmpty { return }
         try stub.readDescription()
-        for thread in 1...(try stub.threadCount()) {
-            // Who has just returned stands right above the watched slot.
+        let halted = MonitorText.haltedVCPUs(try qmp.monitor("info registers -a"))
+        for thread in 1...(try stub.threadCount()) where !halted.contains(VCPU(thread - 1)) {
             let registers = try registers(ofThread: thread)
-            if slots.contains(registers.rsp &- 8) { _ = try stub.step(thread: thread) }
+            // One that stands at a breakpoint has its stop before it, and would be taken past it.
+            if state.sites.contains(.execution(GuestVirtualAddress(registers.rip))) { continue }
+            // Who has just returned stands right above the watched slot.
+            if mayStep || watched.contains(registers.rsp &- 8) { _ = try stub.step(thread: thread) }
         }
     }
 
