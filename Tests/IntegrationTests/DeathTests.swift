@@ -12,8 +12,17 @@ extension Integration {
         struct Session: CustomTestStringConvertible, Sendable {
             var processors: Int
             var seed: UInt64
+            /// With agents in the guest, and without a hold of its own.
+            var agents = false
 
-            var testDescription: String { "\(processors) vCPUs, seed 0x\(String(seed, radix: 16))" }
+            var testDescription: String {
+                "\(processors) vCPUs, seed 0x\(String(seed, radix: 16))\(agents ? ", agents" : "")"
+            }
+
+            func options(_ round: Int) -> [String] {
+                if agents { return ["--agents", "heartbeat"] }
+                return ["--hold", "40"] + (round / 2 % 2 == 0 ? [] : ["--allow-visible-patches"])
+            }
         }
 
         static let rounds = 50
@@ -23,6 +32,9 @@ extension Integration {
             arguments: [
                 Session(processors: 1, seed: 0x5eed_0201), Session(processors: 1, seed: 0x5eed_0202),
                 Session(processors: 2, seed: 0x5eed_0203), Session(processors: 4, seed: 0x5eed_0204),
+                Session(processors: 1, seed: 0x5eed_0205, agents: true),
+                Session(processors: 2, seed: 0x5eed_0206, agents: true),
+                Session(processors: 4, seed: 0x5eed_0207, agents: true),
             ])
         func randomInstants(_ session: Session) throws {
             var configuration = GuestConfiguration()
@@ -33,9 +45,9 @@ extension Integration {
             for round in 0..<Self.rounds {
                 let way = DyingVigil.Way.allCases[round % 2]
                 let instant = Duration.microseconds(Int.random(in: 0...450_000, using: &random))
-                let options = round / 2 % 2 == 0 ? [] : ["--allow-visible-patches"]
+                let options = session.options(round)
                 let vigil = try DyingVigil(
-                    ["attach", guest.target, "--hold", "40", "--format", "json"] + options, way: way, after: instant)
+                    ["attach", guest.target, "--format", "json"] + options, way: way, after: instant)
                 do {
                     try life.goOn(under: vigil)
                     try vigil.settle()
@@ -269,6 +281,10 @@ private final class BusyLife {
         try Failure.unless(state == .running, "the guest is \(state)")
         let check = try guest.console.run("check", within: Self.patience).result
         try Failure.unless(check.hasPrefix("ok clean"), check)
+        let end = ContinuousClock.now + Self.patience
+        while try Integration.AgentTests.blocks(guest) > 0 {
+            try Failure.unless(ContinuousClock.now < end, "an agent is left")
+        }
         _ = seen.events()
         try expect(Self.refused, from: try startCall("5 6 0"))
         let stops = seen.events().filter { $0 == "STOP" || $0 == "RESUME" }

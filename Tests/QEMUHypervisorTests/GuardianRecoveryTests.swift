@@ -54,6 +54,15 @@ import X86
         #expect(qemu.sites.values.allSatisfy { $0 == 0 } && qemu.status == "running" && qemu.writes.isEmpty)
     }
 
+    @Test("A caller that was let in is not stopped on its way to sleep: the guest is disarmed when it sleeps")
+    func aboutToSleep() throws {
+        let qemu = FakeQEMU(status: "running")
+        qemu.sites = [Self.entry: 1, "4,2000,8": 1]
+        qemu.afterStatus = (3, "SUSPEND", { $0.status = "suspended" })
+        _ = try Self.recover(qemu) { $0.sites = [Self.entrySite, Self.watch] }
+        #expect(qemu.status == "suspended" && qemu.sites.values.allSatisfy { $0 == 0 } && !qemu.log.contains("c"))
+    }
+
     @Test("A pause of Vigil's is ended, one of the operator's is not", arguments: [true, false])
     func paused(isOurs: Bool) throws {
         let qemu = FakeQEMU(status: "paused")

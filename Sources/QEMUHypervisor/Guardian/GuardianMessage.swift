@@ -265,6 +265,11 @@ struct GuardedState: Equatable {
     /// A stop without a breakpoint is Vigil's own, if the machine stands.
     var stopIsOurs = false
 
+    /// Addresses that somebody's access of would stop the machine.
+    var watchedAddresses: [UInt64] {
+        sites.compactMap { if case .access(let address, _) = $0 { address.rawValue } else { nil } }
+    }
+
     mutating func apply(_ message: GuardianMessage) {
         switch message {
         case .pause: stopIsOurs = true

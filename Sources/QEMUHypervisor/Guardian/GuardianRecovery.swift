@@ -7,6 +7,9 @@ struct GuardianRecovery {
     /// How long held callers may take to come out of the handler.
     static let drainTimeout = Duration.milliseconds(400)
 
+    /// How long a call that is under way is given to come to its end.
+    static let outcomePatience = Duration.milliseconds(300)
+
     /// More instructions a gate's code does not have.
     private static let gateSteps = 32
 
@@ -27,6 +30,7 @@ struct GuardianRecovery {
         // What was said before an answer came is over. The state is asked for after that: a start that comes between
         // the state's answer and the stub's stays among the events.
         _ = try QEMUMachine.runState(qmp)
+        try awaitOutcome()
         while qmp.takeEvent() != nil {}
         let found = try QEMUMachine.runState(qmp)
         var shallRun: Bool
@@ -71,14 +75,24 @@ struct GuardianRecovery {
         return report
     }
 
+    /// A caller was let in, and the machine may be about to sleep: QEMU 7.2 ends in an abort where it is stopped between
+    /// the guest's wish to sleep and the sleep. So nothing stops it for a while, unless the call returns, which its watch
+    /// tells, or the machine says that it sleeps.
+    private func awaitOutcome() throws(HypervisorError) {
+        guard state.held.isEmpty, !state.watchedAddresses.isEmpty else { return }
+        let deadline = ContinuousClock.now + Self.outcomePatience
+        let descriptors = [stub.socket.descriptor, qmp.socket.descriptor]
+        while ContinuousClock.now < deadline, try QEMUMachine.runState(qmp) == .running, try stub.takeStop() == nil {
+            _ = Socket.waitForInput(descriptors, until: deadline)
+        }
+    }
+
     /// Lets QEMU forget an access whose stop coincided with a pause, and was swallowed by it: remembered, it would end
     /// QEMU in an assertion when the next session watches anything. A stop of that vCPU's own makes QEMU forget, as
     /// long as the watch is there.
     /// - Parameter mayStep: false for a machine that is not to run: only who has returned is stepped there.
     private func settleAccesses(mayStep: Bool) throws(HypervisorError) {
-        let watched = state.sites.compactMap { site -> UInt64? in
-            if case .access(let address, _) = site { address.rawValue } else { nil }
-        }
+        let watched = state.watchedAddresses
         if watched.isEmpty { return }
         try stub.readDescription()
         let halted = MonitorText.haltedVCPUs(try qmp.monitor("info registers -a"))
