@@ -11,11 +11,14 @@ public struct HeldCaller: Equatable, Sendable {
         public var arrivalRSP: UInt64
         /// Where it stands while it is being sent off, or put back.
         public var vcpu: VCPU
+        /// What it has to give back before it gets its registers, if Vigil dies meanwhile.
+        public var owed: OwedBlock?
 
-        public init(entry: GuestVirtualAddress, arrivalRSP: UInt64, vcpu: VCPU) {
+        public init(entry: GuestVirtualAddress, arrivalRSP: UInt64, vcpu: VCPU, owed: OwedBlock? = nil) {
             self.entry = entry
             self.arrivalRSP = arrivalRSP
             self.vcpu = vcpu
+            self.owed = owed
         }
     }
 

@@ -388,6 +388,12 @@ final class GDBStub {
         if let result { throw result }
     }
 
+    /// Writes a few bytes by the linear address that the selected thread's vCPU has them at.
+    func writeVirtual(_ bytes: [UInt8], at address: UInt64) throws(HypervisorError) {
+        let text = String(decoding: GDBPacket.hex(bytes), as: UTF8.self)
+        try expectOK("M\(String(address, radix: 16)),\(String(bytes.count, radix: 16)):\(text)")
+    }
+
     private func packet(_ verb: String, _ site: BreakpointSite) -> String {
         switch site {
         case .execution(let address): "\(verb)1,\(String(address.rawValue, radix: 16)),1"

@@ -78,15 +78,18 @@ extension GuardianMessage {
         case .agent(let number, let trace?):
             words = [
                 Kind.agent.rawValue, UInt64(number), trace.header.rawValue, trace.magic,
-                UInt64(trace.mayLeaveOffset), UInt64(trace.stopWantedOffset), UInt64(trace.leaveByItself),
+                UInt64(trace.mayLeaveOffset), UInt64(trace.stopWantedOffset), UInt64(trace.stageOffset),
+                UInt64(trace.leaveByItself), UInt64(trace.leaving), UInt64(trace.left),
                 trace.gate.lowerBound, trace.gate.upperBound,
             ]
+            words += trace.block.words
         case .hold(let caller):
             if let delay = caller.delay {
                 words = [
                     Kind.holdInDelay.rawValue, UInt64(caller.slot), delay.entry.rawValue, delay.arrivalRSP,
                     UInt64(delay.vcpu.index),
                 ]
+                words += OwedBlock.words(delay.owed)
             } else {
                 words = [Kind.hold.rawValue, UInt64(caller.slot)]
             }
@@ -170,24 +173,27 @@ extension GuardianMessage {
                 self = .agent(number, nil)
                 return
             }
+            func half(_ index: Int) -> UInt32? { word(index).flatMap { UInt32(exactly: $0) } }
             guard let header = word(2), let magic = word(3), let mayLeave = int(4), let stopWanted = int(5),
-                let value = word(6).flatMap({ UInt32(exactly: $0) }), let start = word(7), let end = word(8),
-                start <= end
+                let stage = int(6), let byItself = half(7), let leaving = half(8), let left = half(9),
+                let start = word(10), let end = word(11), start <= end, let block = PoolBlock(at: 12, word)
             else { return nil }
             self = .agent(
                 number,
                 AgentTrace(
                     header: GuestPhysicalAddress(header), magic: magic, mayLeaveOffset: mayLeave,
-                    stopWantedOffset: stopWanted, leaveByItself: value, gate: start..<end))
+                    stopWantedOffset: stopWanted, stageOffset: stage, leaveByItself: byItself, leaving: leaving,
+                    left: left, gate: start..<end, block: block))
         case .hold:
             guard let slot = int(1), let registers = registers(after: 2) else { return nil }
             self = .hold(HeldCaller(slot: slot, registers: registers.general, vectors: registers.vectors))
         case .holdInDelay:
             guard let slot = int(1), let entry = word(2), let arrivalRSP = word(3), let index = int(4),
-                let registers = registers(after: 5)
+                let kind = word(5), let block = PoolBlock(at: 6, word), let registers = registers(after: 10)
             else { return nil }
             let delay = HeldCaller.Delay(
-                entry: GuestVirtualAddress(entry), arrivalRSP: arrivalRSP, vcpu: VCPU(index))
+                entry: GuestVirtualAddress(entry), arrivalRSP: arrivalRSP, vcpu: VCPU(index),
+                owed: OwedBlock(kind: kind, block))
             self = .hold(
                 HeldCaller(
                     slot: slot, registers: registers.general, delay: delay, vectors: registers.vectors))
@@ -198,6 +204,39 @@ extension GuardianMessage {
             guard let slot = int(1) else { return nil }
             self = .release(slot: slot)
         case .farewell: self = .farewell
+        }
+    }
+}
+
+extension PoolBlock {
+    fileprivate var words: [UInt64] { [address.rawValue, UInt64(size), UInt64(tag), free.rawValue] }
+
+    /// - Parameter word: one of a message's words by its number.
+    fileprivate init?(at first: Int, _ word: (Int) -> UInt64?) {
+        guard let address = word(first), let size = word(first + 1).flatMap({ Int(exactly: $0) }),
+            let tag = word(first + 2).flatMap({ UInt32(exactly: $0) }), let free = word(first + 3)
+        else { return nil }
+        self.init(address: GuestVirtualAddress(address), size: size, tag: tag, free: GuestVirtualAddress(free))
+    }
+}
+
+extension OwedBlock {
+    /// A kind, and the block.
+    fileprivate static func words(_ owed: OwedBlock?) -> [UInt64] {
+        switch owed {
+        case nil: [0, 0, 0, 0, 0]
+        case .result(let block): [1] + block.words
+        case .unlessSuccessful(let block): [2] + block.words
+        case .unlessCalled(let block): [3] + block.words
+        }
+    }
+
+    fileprivate init?(kind: UInt64, _ block: PoolBlock) {
+        switch kind {
+        case 1: self = .result(block)
+        case 2: self = .unlessSuccessful(block)
+        case 3: self = .unlessCalled(block)
+        default: return nil
         }
     }
 }
