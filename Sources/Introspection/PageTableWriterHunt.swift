@@ -22,7 +22,7 @@ final class PageTableWriterHunt {
     /// When there are enough, how often entries of interest are looked at whose change nobody had told, and how long
     /// such a one is watched.
     private static let lazyInterval = Duration.seconds(1)
-    private static let lazyWatchTime = Duration.seconds(30)
+    private static let lazyWatchTime = Duration.seconds(2)
     /// For how long one instruction is stopped before, and until when all of them are, before the rest of them waits
     /// for the next occasion.
     private static let exchangeTime = Duration.milliseconds(20)

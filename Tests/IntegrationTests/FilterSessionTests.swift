@@ -30,7 +30,7 @@ extension Integration {
 
         @Test(
             "Translation changes of protected pages are told without a stop, whichever instruction makes them",
-            arguments: [1, 2])
+            arguments: [1, 2, 4])
         func tells(_ processors: Int) throws {
             let guest = try AgentTests.guest(processors)
             let page = try Self.page(of: guest)
