@@ -26,6 +26,10 @@ extension Integration {
         }
 
         static let rounds = 50
+        /// QEMU's own last words where it is told to stop between the guest's wish to sleep and the sleep
+        /// (Documentation/qemu.md), and how often that may come in so many rounds.
+        static let knownAbort = "invalid runstate transition: 'paused' -> 'suspended'"
+        static let toleratedAborts = 2
 
         @Test(
             "Vigil dies at a random instant of calls, sleeps, wakes and boots, fifty times: nothing of it is left",
@@ -39,9 +43,10 @@ extension Integration {
         func randomInstants(_ session: Session) throws {
             var configuration = GuestConfiguration()
             configuration.extraArguments = ["-smp", String(session.processors)]
-            let guest = try BundledGuestMachine.ready(configuration)
+            var guest = try BundledGuestMachine.ready(configuration)
             var random = SeededGenerator(seed: session.seed)
-            let life = try BusyLife(guest, seed: session.seed ^ 0xffff)
+            var life = try BusyLife(guest, seed: session.seed ^ 0xffff)
+            var aborts = 0
             for round in 0..<Self.rounds {
                 let way = DyingVigil.Way.allCases[round % 2]
                 let instant = Duration.microseconds(Int.random(in: 0...450_000, using: &random))
@@ -53,13 +58,22 @@ extension Integration {
                     try vigil.settle()
                     try life.expectUntouched()
                 } catch {
+                    let log = (try? String(contentsOf: guest.logFile, encoding: .utf8)) ?? ""
+                    // A pause of anybody's in the very moment in which a guest falls asleep ends QEMU 7.2. Nothing tells
+                    // of that moment; it is rare, even where a guest does nothing but fall asleep.
+                    if log.contains(Self.knownAbort), aborts < Self.toleratedAborts {
+                        aborts += 1
+                        guest = try BundledGuestMachine.ready(configuration)
+                        life = try BusyLife(guest, seed: session.seed ^ UInt64(round))
+                        continue
+                    }
                     Issue.record(
                         """
                         \(session.testDescription), round \(round), \(way) after \(instant) \(options), while \
                         \(life.doing): \(error)
                         vigil: \(vigil.process.outputText)\(vigil.process.errorText)
                         guest: \(life.describe())
-                        QEMU: \((try? String(contentsOf: guest.logFile, encoding: .utf8))?.suffix(1000) ?? "")
+                        QEMU: \(log.suffix(1000))
                         """)
                     return
                 }
