@@ -9,11 +9,22 @@ public struct CodePatch: Equatable, Sendable {
         public var original: [UInt8]
         /// As many bytes as `original`.
         public var patch: [UInt8]
+        /// For bytes that must not change, not even back, while a processor stands in them: where processors have them.
+        /// It has come through an interrupt's gate for what is there now.
+        public var entrance: GuestVirtualAddress?
 
-        public init(physical: GuestPhysicalAddress, original: [UInt8], patch: [UInt8]) {
+        public init(
+            physical: GuestPhysicalAddress, original: [UInt8], patch: [UInt8], entrance: GuestVirtualAddress? = nil
+        ) {
             self.physical = physical
             self.original = original
             self.patch = patch
+            self.entrance = entrance
+        }
+
+        /// Whether the bytes must not change for a processor that stands there.
+        public func isEntered(_ rip: UInt64) -> Bool {
+            entrance.map { rip &- $0.rawValue < UInt64(original.count) } ?? false
         }
     }
 

@@ -53,6 +53,8 @@ import X86
             owing.owed = owed
             return GuardianMessage.hold(HeldCaller(slot: 5, registers: caller.registers, delay: owing))
         }
+        var entrance = place
+        entrance.entrance = GuestVirtualAddress(.max - 3)
         var gateless = trace
         gateless.gate = 0..<0
         let restored = CodePatch.Place(physical: place.physical, original: place.original, patch: [])
@@ -61,7 +63,7 @@ import X86
         return [
             .beat, .pause, .resume, .farewell, .handler(nil), .handler(location), .hold(caller), .release(slot: 0),
             .release(slot: 7), .patch(patch), .patch(nil), .sentOff(slot: 63),
-            .replace(place), .replace(restored), .replace(large),
+            .replace(place), .replace(restored), .replace(large), .replace(entrance),
             .agent(0, nil), .agent(3, nil), .agent(3, trace), .agent(0, gateless),
             .hold(HeldCaller(slot: 1, registers: caller.registers, vectors: vectors)),
             .hold(HeldCaller(slot: 2, registers: caller.registers, delay: delay)),

@@ -291,6 +291,22 @@ import X86
         #expect(report.contains("1 places") && report.contains("1 agents"))
     }
 
+    @Test("A vCPU that has come by the gate and not got to the agent yet is taken there before the gate is as it was")
+    func atEntrance() throws {
+        var gate = Self.place
+        gate.entrance = GuestVirtualAddress(0xffff_f806_4a20_9000)
+        let qemu = Self.guest([(gate.physical, gate.patch)])
+        let other = CodePatch.Place(physical: GuestPhysicalAddress(0x10), original: [1, 2], patch: [0, 0])
+        qemu.registers = [Registers(), Registers()]
+        qemu.registers[1].rip = 0xffff_f806_4a20_9000
+        let report = try Self.recover(qemu) {
+            $0.replaced = [gate.physical: gate, other.physical: other]
+        }
+        // Two instructions of four bytes, of five.
+        #expect(qemu.registers[1].rip == 0xffff_f806_4a20_9008 && qemu.registers[0].rip == 0)
+        #expect(qemu.writes.map(\.bytes) == [other.original, gate.original] && report.contains("2 places"))
+    }
+
     @Test("Bytes that are not the patch any more, and memory that is no agent's any more, are left alone")
     func notTheirs() throws {
         let contents: [(GuestPhysicalAddress, [UInt8])] = [

@@ -72,6 +72,7 @@ extension GuardianMessage {
         case .replace(let place):
             words = [
                 Kind.replace.rawValue, place.physical.rawValue, UInt64(place.original.count), UInt64(place.patch.count),
+                place.entrance?.rawValue ?? 0,
             ]
             tail = place.original + place.patch
         case .agent(let number, nil): words = [Kind.agent.rawValue, UInt64(number)]
@@ -161,12 +162,14 @@ extension GuardianMessage {
             self = .patch(patch)
         case .replace:
             guard let physical = word(1), let original = int(2), let patch = int(3),
-                original <= Self.maximumLength, patch <= Self.maximumLength, bytes.count == 32 + original + patch
+                let entrance = word(4),
+                original <= Self.maximumLength, patch <= Self.maximumLength, bytes.count == 40 + original + patch
             else { return nil }
             self = .replace(
                 CodePatch.Place(
-                    physical: GuestPhysicalAddress(physical), original: Array(bytes[32..<32 + original]),
-                    patch: Array(bytes[(32 + original)...])))
+                    physical: GuestPhysicalAddress(physical), original: Array(bytes[40..<40 + original]),
+                    patch: Array(bytes[(40 + original)...]),
+                    entrance: entrance == 0 ? nil : GuestVirtualAddress(entrance)))
         case .agent:
             guard let number = int(1) else { return nil }
             guard bytes.count > 16 else {

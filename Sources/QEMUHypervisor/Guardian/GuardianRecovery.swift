@@ -155,10 +155,11 @@ struct GuardianRecovery {
     /// - Returns: what was done, for people.
     private func restoreCode() throws(HypervisorError) -> String? {
         if state.replaced.isEmpty { return nil }
+        try stub.readDescription()
         var restored = 0
         for place in state.replaced.values.sorted(by: { $0.physical.rawValue < $1.physical.rawValue }) {
             let found = try stub.readPhysical(place.patch.count, at: place.physical.rawValue)
-            guard found == place.patch else { continue }
+            guard found == place.patch, try leave({ place.isEntered($0) }) else { continue }
             try stub.writePhysical(place.original, at: place.physical.rawValue)
             restored += 1
         }
@@ -174,13 +175,14 @@ struct GuardianRecovery {
         return false
     }
 
-    /// Steps every processor out of a gate's code: it is counted, or out, after the next instructions.
+    /// Steps every processor out of some code that takes but a few instructions: what leads to a gate (who has come by
+    /// the interrupt would be in the old handler otherwise, which knows nothing of it), or a gate's code, after which it
+    /// is counted, or out.
     /// - Returns: false where one did not come out.
-    private func leaveGate(_ gate: Range<UInt64>) throws(HypervisorError) -> Bool {
-        if gate.isEmpty { return true }
+    private func leave(_ isInside: (UInt64) -> Bool) throws(HypervisorError) -> Bool {
         for thread in 1...(try stub.threadCount()) {
             var steps = 0
-            while gate.contains(try registers(ofThread: thread).rip) {
+            while isInside(try registers(ofThread: thread).rip) {
                 if steps == Self.gateSteps { return false }
                 _ = try stub.step(thread: thread)
                 steps += 1
@@ -201,7 +203,7 @@ struct GuardianRecovery {
         for trace in state.agents.values where !isForeign || trace.gate.isEmpty {
             let found = try stub.readPhysical(8, at: trace.header.rawValue)
             guard found == withUnsafeBytes(of: trace.magic.littleEndian, Array.init) else { continue }
-            guard try leaveGate(trace.gate) else { continue }
+            if !trace.gate.isEmpty, try !leave(trace.gate.contains) { continue }
             try write(1, to: trace.mayLeaveOffset, of: trace)
             if try read(trace.stopWantedOffset, of: trace) == trace.leaving {
                 left.append(trace)
