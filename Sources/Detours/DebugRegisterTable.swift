@@ -67,6 +67,17 @@ public final class DebugRegisterTable {
         return true
     }
 
+    /// Gives a purpose that has a register another site in it. The machine stands.
+    public func move(_ purpose: Purpose, to site: BreakpointSite) throws(HypervisorError) {
+        guard let index = registers.firstIndex(where: { $0?.purpose == purpose }), let used = registers[index],
+            used.site != site
+        else { return }
+        try effects.remove(used.site)
+        registers[index] = nil
+        try effects.insert(site)
+        registers[index] = Assignment(purpose: purpose, site: site)
+    }
+
     /// Clears the site of a purpose, if it has one.
     public func release(_ purpose: Purpose) throws(HypervisorError) {
         guard let index = registers.firstIndex(where: { $0?.purpose == purpose }), let used = registers[index] else {

@@ -34,9 +34,15 @@ public final class InlineDetour {
     public private(set) var armed: InlineDetourPlan?
     /// The handler's bytes, while it is in the guest.
     public private(set) var handler: InlineDetourPlan?
+    /// What was taken out to be put back later.
+    public private(set) var withdrawn: InlineDetourPlan?
 
     /// The most RAM that is searched for threads in the handler, in bytes: the guest stands meanwhile.
     public static let searchLimit: UInt64 = 8 << 30
+
+    /// The most that an interrupt pushes below a stack pointer, in bytes: five words and an error code, aligned to 16
+    /// (Intel SDM volume 3, 6.14.2).
+    private static let interruptFrame: UInt64 = 64
 
     private let memory: KernelMemory
     /// Where the replaced bytes lay when they were replaced.
@@ -117,9 +123,27 @@ public final class InlineDetour {
     ///   arming, until it has gone on.
     /// - Throws: with the guest as it was, unless `unfinished`.
     public func arm(threadsAt threads: [UInt64] = []) throws(InlineDetourError) {
+        try arm(over: nil, threadsAt: threads)
+    }
+
+    /// Puts back what `takeOut` took out, if the function's bytes are those that were there before. Once: whatever
+    /// comes of it, there is nothing to put back afterwards.
+    /// - Throws: with the guest as it was, unless `unfinished`.
+    public func putBack() throws(InlineDetourError) {
+        guard let plan = withdrawn else { return }
+        withdrawn = nil
+        try arm(over: plan, threadsAt: [])
+    }
+
+    /// - Parameter former: what was there before, which has to be what would be written now.
+    private func arm(over former: InlineDetourPlan?, threadsAt threads: [UInt64]) throws(InlineDetourError) {
         guard allowVisiblePatches else { throw .visible }
         guard armed == nil else { return }
         try whilePaused { () throws(InlineDetourError) in
+            if let former {
+                let places = try places(of: former.patchAddress, former.original.count, in: memory.hardware)
+                guard try contents(of: places) == former.original else { throw .functionChanged(former.patchAddress) }
+            }
             let plan = try self.plan()
             let entryPlaces = try places(of: plan.patchAddress, plan.patch.count, in: memory.hardware)
             let slackPlaces = try places(of: plan.handlerAddress, plan.handler.count, in: memory.hardware)
@@ -131,7 +155,7 @@ public final class InlineDetour {
             if let thread = threads.first(where: plan.isInsidePatch) { throw .threadInside(.init(thread)) }
             let moves = try movesIntoHandler(of: plan)
             try note(plan.patch(at: entryPlaces, handlerAt: slackPlaces))
-            defer { if armed == nil { try? effects.notePatch(nil) } }
+            defer { if armed == nil, handler == nil { try? effects.notePatch(nil) } }
             try perform(
                 [
                     .write(plan.handler, over: found, at: slackPlaces),
@@ -165,12 +189,22 @@ public final class InlineDetour {
     ///   those that were written.
     @discardableResult
     public func disarm(threadsAt threads: [UInt64] = []) throws(InlineDetourError) -> Disarmed {
+        withdrawn = nil
         guard handler != nil else { return .clean }
         return try whilePaused { () throws(InlineDetourError) in
             if let armed { try restore(armed) }
             guard let handler else { return .clean }
             return try zero(handler, threadsAt: threads)
         }
+    }
+
+    /// Takes everything out as `disarm` does, and remembers it for `putBack`.
+    /// - Throws: with the detour as it was, unless `unfinished`.
+    public func takeOut() throws(InlineDetourError) -> Disarmed {
+        guard let plan = armed else { return .clean }
+        let result = try disarm()
+        withdrawn = plan
+        return result
     }
 
     private func restore(_ plan: InlineDetourPlan) throws(InlineDetourError) {
@@ -205,13 +239,15 @@ public final class InlineDetour {
         if plan.relocation.calls {
             return .handlerKept("the moved instructions hold a call, which may still return into the handler")
         }
-        if let inside = try processors().first(where: { plan.isInHandler($0.registers.rip) }) {
+        let processors = try self.processors()
+        if let inside = processors.first(where: { plan.isInHandler($0.registers.rip) }) {
             return .handlerKept("\(inside.vcpu) stands in the handler")
         }
         if threads.contains(where: plan.isInHandler) {
             return .handlerKept("a waiting thread will go on in the handler")
         }
-        if let reason = try threadInHandler(of: plan) { return .handlerKept(reason) }
+        let dead = processors.flatMap { deadWords(of: $0.registers) }
+        if let reason = try threadInHandler(of: plan, except: dead) { return .handlerKept(reason) }
         let slackPlaces = try places(of: plan.handlerAddress, plan.handler.count, in: memory)
         let found = try contents(of: slackPlaces)
         guard found == plan.handler else { return .handlerKept("somebody else changed it") }
@@ -224,15 +260,18 @@ public final class InlineDetour {
 
     /// Whether a thread without a vCPU may go on in the handler. Where it will go on was pushed by its processor,
     /// as an aligned word (Intel SDM volume 3, 6.14.2), so with no such word in RAM there is none.
+    /// - Parameter dead: memory in which nothing is pushed that anybody will come back to.
     /// - Returns: why there may be one; nil for a proof that there is none.
-    private func threadInHandler(of plan: InlineDetourPlan) throws(InlineDetourError) -> String? {
+    private func threadInHandler(
+        of plan: InlineDetourPlan, except dead: [Range<UInt64>]
+    ) throws(InlineDetourError) -> String? {
         let machine = effects.machine
         guard machine.writesDataWhileRunning, machine.memory.size <= Self.searchLimit else {
             return "this much RAM, read this way, cannot be searched for interrupted threads"
         }
         let inside = plan.handlerAddress.rawValue..<plan.handlerAddress.rawValue &+ UInt64(plan.handler.count)
         do {
-            let word = try machine.memory.firstWord(in: inside) { () throws(HypervisorError) in
+            let word = try machine.memory.firstWord(in: inside, except: dead) { () throws(HypervisorError) in
                 // A sign of life, too.
                 _ = try machine.runState()
             }
@@ -244,6 +283,22 @@ public final class InlineDetour {
         }
     }
 
+    /// What lies below the stack pointer of a caller that stands at the function's entry, as far as it is certain to
+    /// be its stack: the rest of the page, and where an interrupt's frame would be pushed. An interrupt on the caller's
+    /// way along the jump leaves its address there.
+    /// - Returns: ranges of physical addresses.
+    private func deadWords(of registers: Registers) -> [Range<UInt64>] {
+        guard registers.rip == entry.rawValue, registers.privilegeLevel == 0, registers.rsp >= 0x2000 else { return [] }
+        let rsp = registers.rsp
+        let page = (rsp &- 1) & ~0xfff
+        let frame = rsp &- Self.interruptFrame
+        let parts = frame < page ? [page..<rsp, frame..<page] : [page..<rsp]
+        return parts.compactMap { part in
+            let start = try? memory.hardware.translate(GuestVirtualAddress(part.lowerBound)).physical.rawValue
+            return start.map { $0..<$0 + UInt64(part.count) }
+        }
+    }
+
     private func note(_ patch: CodePatch?) throws(InlineDetourError) {
         do throws(HypervisorError) { try effects.notePatch(patch) } catch { throw .hypervisor(error) }
     }
@@ -251,6 +306,7 @@ public final class InlineDetour {
     /// The machine was reset: nothing of the detour is there any more.
     public func forgetEverything() {
         armed = nil
+        withdrawn = nil
         armedPlaces = []
         handler = nil
         isHalfArmed = false

@@ -21,12 +21,24 @@ public enum InlineDetourError: Error, Sendable {
     case slackOutOfReach(GuestVirtualAddress)
     /// The function's first bytes are not those that were written.
     case entryChanged(GuestVirtualAddress)
+    /// The function's bytes are not those that were there before the jump was taken out.
+    case functionChanged(GuestVirtualAddress)
     /// A vCPU stands in the bytes to be replaced, but on none of their instructions.
     case processorInside(VCPU, GuestVirtualAddress)
     /// A thread that no vCPU runs will go on inside the bytes to be replaced.
     case threadInside(GuestVirtualAddress)
     /// A change failed, and could not be taken back either: the first error, and the second.
     case unfinished(HypervisorError, thenTakingBack: HypervisorError)
+}
+
+extension InlineDetourError {
+    /// The guest is as it was, and the hypervisor does what it is told.
+    var changedNothing: Bool {
+        switch self {
+        case .hypervisor, .unfinished: false
+        default: true
+        }
+    }
 }
 
 extension InlineDetourError: CustomStringConvertible {
@@ -48,6 +60,9 @@ extension InlineDetourError: CustomStringConvertible {
         case .slackOutOfReach(let address): "the kernel's slack at \(address) is more than 2 GiB from the function"
         case .entryChanged(let address):
             "the code at \(address) is not what Vigil wrote there: somebody else changed it, so it is left alone"
+        case .functionChanged(let address):
+            "the code at \(address) is not what it was before the jump was taken out: somebody else changed it, so it "
+                + "is left alone"
         case .processorInside(let vcpu, let address):
             "\(vcpu) stands at \(address), inside an instruction that the detour would replace: try again"
         case .threadInside(let address):

@@ -100,7 +100,8 @@ public struct InlineDetourPlan: Sendable {
     public func counterpart(inHandler rip: UInt64) -> UInt64? {
         guard isInHandler(rip) else { return nil }
         let offset = Int(rip &- handlerAddress.rawValue)
-        if offset == 0 { return patchAddress.rawValue }
+        // A landing pad that is executed twice does nothing, and callers are recognised at the entry.
+        if offset == 0 { return entry.rawValue }
         return relocation.original(ofCopyOffset: offset - stopPoint.bytes.count)
     }
 
@@ -115,8 +116,8 @@ public struct InlineDetourPlan: Sendable {
                     physical: place.physical, original: Array(original[range]), patch: Array(patch[range])))
             done = range.upperBound
         }
-        var counterparts = [CodePatch.Counterpart(offset: 0, address: entry)]
-        for offset in 1..<max(handler.count, 1) {
+        var counterparts: [CodePatch.Counterpart] = []
+        for offset in handler.indices {
             guard let address = counterpart(inHandler: handlerAddress.rawValue &+ UInt64(offset)) else { continue }
             counterparts.append(CodePatch.Counterpart(offset: offset, address: GuestVirtualAddress(address)))
         }

@@ -50,8 +50,8 @@ public final class PatchlessDetour {
 
     /// The function's entry: where callers that wait come back to.
     public let entry: GuestVirtualAddress
-    /// Where the breakpoint is: the entry, or the start of the inline detour's handler.
-    public let stopAddress: GuestVirtualAddress
+    /// Where the breakpoint is: the entry, or the start of the inline detour's handler while its jump is there.
+    public internal(set) var stopAddress: GuestVirtualAddress
     /// The jump at the function's entry, where there is one.
     public let inline: InlineDetour?
     public let effects: GuestEffects
@@ -133,10 +133,12 @@ public final class PatchlessDetour {
         try control { () throws(HypervisorError) in
             try effects.stepOver(stopSite, on: vcpu)
             var rip = try effects.machine.registers(of: vcpu).rip
-            guard let inline else {
+            guard let inline, stopAddress != entry else {
                 // No first instruction of a function is a jump far away: what is not close behind the entry is
                 // the kernel's page-fault handler, which will come back here.
-                return rip &- entry.rawValue &- 1 < 15
+                guard rip &- entry.rawValue &- 1 < 15 else { return false }
+                try stepPastPatch(vcpu)
+                return true
             }
             // The NOP cannot fault. The rest of the handler is stepped too, so that no interrupt finds a caller
             // there and its address on no stack.
@@ -222,7 +224,7 @@ public final class PatchlessDetour {
         atWork = (holder, vcpu)
         do throws(DetourError) {
             try caller.send(
-                holder.registers, holder.vectors, into: call, slot: holder.slot, on: vcpu, current: current)
+                ownRegisters(of: holder), holder.vectors, into: call, slot: holder.slot, on: vcpu, current: current)
             atWork = nil
         } catch {
             // Any other error left the caller as it was.
@@ -240,7 +242,8 @@ public final class PatchlessDetour {
         atWork = nil
         holders.removeAll { $0.slot == holder.slot }
         let current = try control { () throws(HypervisorError) in try effects.machine.registers(of: vcpu) }
-        try guestCaller().putBack(holder.registers, holder.vectors, slot: holder.slot, on: vcpu, current: current)
+        try guestCaller().putBack(
+            ownRegisters(of: holder), holder.vectors, slot: holder.slot, on: vcpu, current: current)
     }
 
     private func guestCaller() throws(DetourError) -> GuestCaller {
@@ -309,7 +312,7 @@ public final class PatchlessDetour {
         if holder.isInDelay {
             atWork = (holder, vcpu)
             try guestCaller().takeBack(
-                holder.registers, holder.vectors, slot: holder.slot, on: vcpu, current: registers)
+                ownRegisters(of: holder), holder.vectors, slot: holder.slot, on: vcpu, current: registers)
             atWork = nil
         } else {
             try control { () throws(HypervisorError) in try effects.noteRelease(slot: holder.slot) }

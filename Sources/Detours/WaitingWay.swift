@@ -19,6 +19,9 @@ public struct WaitingMeans: Equatable, Sendable {
     /// What puts the delay function's return address on a caller's stack.
     public var push: PushInstruction?
 
+    /// Callers can wait without a byte of Vigil's.
+    public var allowDelays: Bool { delayFunction != nil && push != nil }
+
     public init(
         delayFunction: GuestVirtualAddress?, sharedData: GuestVirtualAddress?, push: PushInstruction? = nil
     ) {

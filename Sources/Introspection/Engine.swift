@@ -239,9 +239,11 @@ public final class Engine {
         let slack = try? survey.slack.get().address
         let inline = try inlineDetour(survey)
         let programs = try agentPrograms(survey.kernel)
+        // Who waits in the handler keeps it in the guest while another caller is let in.
+        let hasToBeBare = !programs.isEmpty || inline != nil && survey.means.allowDelays
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
-            memory: survey.kernel.memory, waiting: programs.isEmpty ? options.waiting : .delay, slack: slack,
+            memory: survey.kernel.memory, waiting: hasToBeBare ? .delay : options.waiting, slack: slack,
             means: survey.means, inline: inline)
         var failure: DetourError?
         let armFunction = { () throws(HypervisorError) in
@@ -268,6 +270,7 @@ public final class Engine {
             detour: function, callers: callers,
             reentryIsProved: survey.reentryIsProved, options: options.guardOptions, lastID: lastRequest,
             report: hibernations.report)
+        powerGuard?.warn = { [report] in report(.warning($0)) }
         report(
             .attached(
                 Attachment(

@@ -25,6 +25,11 @@ struct FunctionCall {
     /// The step over the entry ended in a fault: the entry will be reached once more.
     var isEntering = false
 
+    /// A request whose return nothing will tell of.
+    var isUnwatchedRequest: Bool {
+        if case .request = role { !isWatched } else { false }
+    }
+
     /// Whether a vCPU at the entry is this call's, once more.
     func isSame(stackSlot: UInt64, thread: GuestVirtualAddress) -> Bool {
         self.stackSlot == stackSlot && caller.thread == thread && thread.rawValue != 0

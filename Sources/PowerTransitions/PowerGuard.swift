@@ -62,6 +62,9 @@ public final class PowerGuard {
     /// What has to leave the guest before a transition.
     public weak var participant: (any TransitionParticipant)?
 
+    /// Is told what went wrong that the guest's requests do not depend on.
+    public var warn: (String) -> Void = { _ in }
+
     private let callers: CallerReader
     /// Decoding showed that a user-mode call re-enters the function from kernel mode.
     private let reentryIsProved: Bool
@@ -193,7 +196,11 @@ public final class PowerGuard {
     private var isSomethingOutstanding: Bool { participant?.isOutstanding ?? false }
 
     private func enter(_ index: Int, _ vcpu: VCPU) throws(DetourError) {
-        if case .request(let id) = calls[index].role { try participant?.lets(id) }
+        if case .request(let id) = calls[index].role {
+            try participant?.lets(id)
+            // In this very stop: nothing may pause the machine between letting a caller in and the outcome.
+            if let left = try detour.takeOutPatch() { warn("request #\(id.number) is let in although \(left)") }
+        }
         let hasEntered = try detour.stepOver(vcpu)
         calls[index].isEntering = !hasEntered
     }
@@ -266,7 +273,11 @@ public final class PowerGuard {
 
     /// Tells whoever withdrew that all is over, if it is.
     private func conclude(_ result: TransitionResult) throws(DetourError) {
-        if records.isEmpty { try participant?.ends(result) }
+        guard records.isEmpty else { return }
+        // A request that nobody saw return may still be on its way down, and what is put back now would go with it.
+        let isOver = result != .unknown && !calls.contains { $0.isUnwatchedRequest }
+        if isOver, let reason = try detour.putPatchBack() { warn("the inline detour was not put back: \(reason)") }
+        try participant?.ends(result)
     }
 
     /// Requests that are refused again and again may be made for what they lead to here.

@@ -45,6 +45,21 @@ import Testing
         #expect(machine.sites.contains(.execution(GuestVirtualAddress(9))))
     }
 
+    @Test("A purpose's site moves within its register; a purpose without one moves nothing")
+    func move() throws {
+        let (machine, table) = try Self.make()
+        for slot in 0..<4 as Range<UInt64> {
+            #expect(try table.acquire(.returnWatch(stackSlot: slot), Self.watch(slot)))
+        }
+        try table.move(.returnWatch(stackSlot: 1), to: Self.watch(0x10))
+        #expect(table.registers[1]?.site == Self.watch(0x10) && machine.sites.contains(Self.watch(0x10)))
+        #expect(!machine.sites.contains(Self.watch(1)) && table.inUse == 4 && machine.mostSites == 4)
+        machine.clearLog()
+        try table.move(.returnWatch(stackSlot: 1), to: Self.watch(0x10))
+        try table.move(.entry, to: Self.watch(0x20))
+        #expect(machine.log == [] && machine.violations == [])
+    }
+
     @Test("A site that is set already is not taken a second time, and stays set")
     func sameSite() throws {
         let (machine, table) = try Self.make()

@@ -35,19 +35,30 @@ final class GuardedGuest {
 
     init(
         reentryIsProved: Bool = true, options: PowerGuardOptions, waiting: WaitingWay = .handler, vcpus: Int = 1,
-        threads: Int = 6
+        threads: Int = 6, jump: Bool = false
     ) throws {
         guest = FakeGuest(vcpus: vcpus, threads: threads)
         if waiting == .delay { guest.addPush() }
+        if jump {
+            // push rbx; sub rsp, 30h; nop; nop
+            guest.kernel.write([0x40, 0x53, 0x48, 0x83, 0xec, 0x30, 0x90, 0x90] as [UInt8], at: guest.entry.rawValue)
+        }
         let kernel = try guest.locateKernel()
         effects = GuestEffects(machine: guest.machine)
+        var inline: InlineDetour?
+        if jump {
+            var place = try KernelSlack.find(DetourHandler.length + 64, in: kernel)
+            place.address = place.address + UInt64(DetourHandler.length)
+            inline = InlineDetour(
+                entry: guest.entry, slack: place, memory: kernel.memory, effects: effects, allowVisiblePatches: true)
+        }
         detour = PatchlessDetour(
             entry: guest.entry, effects: effects, debugRegisters: DebugRegisterTable(effects), memory: kernel.memory,
             waiting: waiting,
             slack: try KernelSlack.find(DetourHandler.length, in: kernel).address,
             means: WaitingMeans(
                 delayFunction: waiting == .delay ? Self.delayFunction : nil, sharedData: SharedUserData.address,
-                push: PushInstruction(near: guest.entry, in: kernel.memory)))
+                push: PushInstruction(near: guest.entry, in: kernel.memory)), inline: inline)
         let sink = Sink()
         powerGuard = PowerGuard(
             detour: detour, callers: CallerReader(kernel: kernel, offsets: try KernelOffsets(of: kernel)),
