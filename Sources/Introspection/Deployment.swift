@@ -35,7 +35,7 @@ final class Deployment: TransitionParticipant {
     private let callers: CallerReader
     /// Where threads are borrowed: KiSystemServiceRepeat.
     private let dispatcher: GuestVirtualAddress?
-    /// Where a guest comes by that crashes: KeBugCheckEx.
+    /// Where a guest comes by that crashes: KeBugCheck2, or KeBugCheckEx.
     private let bugCheck: GuestVirtualAddress?
     private let report: (EngineEvent) -> Void
     private var borrowed: [Borrowed] = []

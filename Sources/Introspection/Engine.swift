@@ -333,7 +333,7 @@ public final class Engine {
             agents: agents, filter: filter, kernel: survey.kernel, protections: watch,
             withdraws: options.withdrawsAgents, detour: function,
             callers: callers, dispatcher: try? survey.serviceTable.get().dispatcher,
-            bugCheck: try? survey.kernel.export("KeBugCheckEx"), report: report)
+            bugCheck: survey.bugCheck?.address, report: report)
         self.deployment = deployment
         for kind in ProtectionKind.allCases where options.protections.contains(kind) { protect([kind], true) }
         for program in programs where options.agents.contains(where: { $0.rawValue == program.name }) {

@@ -14,6 +14,8 @@ public struct GuestSurvey {
     /// Where the handler would be written; or why nowhere.
     public let slack: Result<KernelSlack, DiscoveryError>
     public let means: WaitingMeans
+    /// Where a crashing guest comes by; nil where its kernel exports nothing of the kind.
+    public let bugCheck: BugCheckFunction?
     /// How long the guest has been awake since its boot; nil where its clock cannot be read, or says nonsense.
     public let awakeTime: Duration?
 
@@ -48,6 +50,7 @@ public struct GuestSurvey {
             } catch {
                 slack = .failure(error)
             }
+            bugCheck = try? BugCheckFunction(of: kernel, patterns: patterns)
             let time = try? SharedUserData(of: kernel).unbiasedInterruptTime()
             // A bias above the time itself.
             awakeTime = time.flatMap { $0 >> 63 == 0 ? .microseconds(Int64($0 / 10)) : nil }

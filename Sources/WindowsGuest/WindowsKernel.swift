@@ -110,6 +110,11 @@ public struct WindowsKernel {
         try exports.address(of: name)
     }
 
+    /// Whether an exported name leads to this address.
+    func isExported(_ address: GuestVirtualAddress) -> Bool {
+        exports.exports.values.contains { !$0.isForwarded && base + UInt64($0.rva) == address }
+    }
+
     /// An executable section's bytes, as far as they are resident.
     func code(of section: PEImage.Section) throws(DiscoveryError) -> PartialBytes {
         let start = image.address(rva: section.rva)

@@ -124,6 +124,7 @@ private struct InspectionReport {
                     + "\(plan.handler.count) bytes at \(plan.handlerAddress)")
         case .failure(let error): lines.append("detour       not possible now: \(error)")
         }
+        lines += bugCheckLines
         for (number, kind) in AgentKind.allCases.enumerated() {
             let words =
                 kind.obstacle(in: survey, of: machine).map { "not possible: \($0)" }
@@ -134,6 +135,17 @@ private struct InspectionReport {
             "would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless")
         )
         return lines.joined(separator: "\n")
+    }
+
+    /// Where a crash would be seen while there are agents in the guest.
+    private var bugCheckLines: [String] {
+        guard let bugCheck = survey.bugCheck else {
+            return ["crash        seen only by a pvpanic device: the kernel exports no KeBugCheckEx"]
+        }
+        let ways = bugCheck.foundBy.map(\.words).joined(separator: " and ")
+        let how = ways.isEmpty ? "" : ", found by \(ways)"
+        return ["crash        seen at \(bugCheck.name), \(bugCheck.address)" + how]
+            + bugCheck.notes.map { "             \($0)" }
     }
 
     var json: String {
@@ -162,6 +174,10 @@ private struct InspectionReport {
             line.add("detour", String?.none)
             line.add("detourObstacle", error.description)
         }
+        line.add("bugCheck", survey.bugCheck?.name)
+        line.add("bugCheckAddress", survey.bugCheck.map { hex($0.address.rawValue) })
+        line.add("bugCheckFoundBy", survey.bugCheck?.foundBy.map(\.rawValue) ?? [])
+        line.add("bugCheckNotes", survey.bugCheck?.notes ?? [])
         let possible = AgentKind.allCases.filter { $0.obstacle(in: survey, of: machine) == nil }
         line.add("agents", possible.map(\.rawValue))
         line.add("agentsThatNeedVisiblePatches", possible.filter(\.patchesCode).map(\.rawValue))

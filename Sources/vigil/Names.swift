@@ -72,6 +72,15 @@ extension HostEvent {
     }
 }
 
+extension BugCheckFunction.Way {
+    var words: String {
+        switch self {
+        case .commonCallee: "what KeBugCheckEx and KeBugCheck both call with the code"
+        case .pattern: "a byte pattern"
+        }
+    }
+}
+
 extension PowerFunction.Way {
     var words: String {
         switch self {

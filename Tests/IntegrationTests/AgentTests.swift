@@ -132,19 +132,6 @@ extension Integration {
             try guest.expectNothingLeft()
         }
 
-        @Test("A crashing guest has nothing of the agent in its memory any more")
-        func crashes() throws {
-            let guest = try Self.guest(2)
-            try guest.console.run("busy on")
-            let vigil = try VigilProcess(["attach", guest.target, "--agents", "heartbeat", "--format", "json"])
-            _ = try vigil.event("agent-deployed")
-            _ = try guest.console.start("crash")
-            #expect(try vigil.event("agent-withdrawn").string("how") == "zeroed")
-            _ = try guest.console.waitForLine(containing: "bugcheck 0x000000e2")
-            vigil.send(SIGINT)
-            #expect(vigil.exitStatus() == 0)
-        }
-
         @Test("inspect says which agents could run")
         func inspected() throws {
             let guest = try Self.guest(2)

@@ -35,6 +35,9 @@ extension Integration {
             #expect(found.strings("foundBy") == ["service-table"])
             #expect(found.string("reentry") == "proved")
             #expect(found.string("handler") != nil)
+            #expect(found.string("bugCheck") == "KeBugCheck2")
+            #expect(try found.string("bugCheckAddress") == symbol("KeBugCheck2"))
+            #expect(found.strings("bugCheckFoundBy") == ["common-callee"] && found.strings("bugCheckNotes") == [])
         }
 
         @Test("A privileged user's call is one request, in both shapes of re-entry", arguments: variants)

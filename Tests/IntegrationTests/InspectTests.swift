@@ -31,6 +31,7 @@ extension Integration {
             let result = try VigilProcess.run("inspect", guest.target)
             #expect(result.status == 0, "\(result.errors)")
             #expect(result.output.contains("NtSetSystemPowerState at 0x"))
+            #expect(result.output.contains("crash        seen at KeBugCheck2, 0x"))
             #expect(seen.events().filter { $0 != "RTC_CHANGE" } == [])
             #expect(try seen.chardevs() == chardevs)
             #expect(try seen.runState() == .running)

@@ -48,6 +48,9 @@ struct KernelCode {
                     characteristics: SyntheticImage.Section.discardableCode),
             ], exportRVA: 0x7000)
         for name in Self.exported where !options.withoutExports.contains(name) { image.exports[name] = symbols[name]! }
+        if options.bugChecks != nil, !options.withoutExports.contains("KeBugCheck") {
+            image.exports["KeBugCheck"] = symbols["KeBugCheck"]
+        }
         return (image, symbols)
     }
 
@@ -138,9 +141,10 @@ struct KernelCode {
         stub("ZwClose", Layout.closeNumber)
         stub("ZwQuerySystemInformation", Layout.queryNumber)
         stub("ZwSetSystemPowerState", Layout.powerNumber)
+        options.bugChecks?(&text)
         for name in [
             "NtClose", "NtQuerySystemInformation", "NtNotImplemented", "KeDelayExecutionThread", "KeBugCheckEx",
-        ] + Self.agentServices {
+        ] + Self.agentServices where text.symbols[name] == nil {
             text.function(name)
             text.emit(0x33, 0xc0, 0xc3)  // xor eax, eax; ret
         }

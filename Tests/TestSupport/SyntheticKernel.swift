@@ -20,6 +20,8 @@ public struct SyntheticKernelOptions: Sendable {
     /// KiServiceInternal ends in a jump that cannot be followed.
     public var opaqueDispatcher = false
     public var serviceCount: UInt32 = 0x1d8
+    /// Emits KeBugCheckEx and, for an export of its own, KeBugCheck, with whatever they call.
+    public var bugChecks: (@Sendable (inout CodeBuilder) -> Void)?
     /// The guest's RAM, in bytes.
     public var memory = 4 << 20
 

@@ -190,6 +190,8 @@ static void ConCrash(CONSOLE_COMMAND *Command)
         PVOID Block = ExAllocatePoolWithTag(NonPagedPoolNx, 100, 'tseT');
         ExFreePoolWithTag(Block, 'tseT');
         ExFreePoolWithTag(Block, 'tseT');
+    } else if (Command->Count > 1 && RtlStringEqual(Command->Words[1], "plain")) {
+        KeBugCheck(MANUALLY_INITIATED_CRASH);
     } else if (Command->Count > 1) {
         ConAnswer(&Command->Tag, "error nothing is called %s", Command->Words[1]);
         return;
@@ -224,7 +226,7 @@ static const COMMAND_ENTRY ConCommands[] = {
     {"trim", 0, 1, ConTrim, "[transition|prototype|shared]"},
     {"attack", 1, 2, ConAttack, "code|translation|idt|service|ntdll|region [off]"},
     {"near", 1, 2, ConNear, "code|translation|idt|service|ntdll|region [off]"},
-    {"crash", 0, 1, ConCrash, "[irql|pool]"},
+    {"crash", 0, 1, ConCrash, "[plain|irql|pool]"},
 };
 
 static void ConHelp(CONSOLE_COMMAND *Command)

@@ -56,6 +56,7 @@ static BOOLEAN ConEachSymbol(BOOLEAN (*Visit)(const SYMBOL *Symbol, PVOID Contex
         {"KeServiceDescriptorTableShadow", (ULONG64)KeServiceDescriptorTableShadow},
         {"KiPageFault", (ULONG64)KiPageFault},
         {"KeBugCheckEx", (ULONG64)KeBugCheckEx},
+        {"KeBugCheck2", (ULONG64)KeBugCheck2},
         {"KeDelayExecutionThread", (ULONG64)KeDelayExecutionThread},
         {"MmMapPage", (ULONG64)MmMapPage},
         {"MmUnmapPage", (ULONG64)MmUnmapPage},

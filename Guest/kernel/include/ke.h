@@ -327,7 +327,9 @@ ULONG64 KeQueryUnbiasedInterruptTime(void);
 
 // bugcheck.c
 NORETURN void KeBugCheckEx(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4);
-NORETURN void KiBugCheckReport(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4);
+NORETURN void KeBugCheck(ULONG Code);
+NORETURN void KeBugCheck2(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4,
+                          PKTRAP_FRAME Frame);
 void KiFreezeIfBugCheck(void); // in the NMI that stops the others
 #define IRQL_NOT_LESS_OR_EQUAL 0x0A
 #define MEMORY_MANAGEMENT 0x1A

@@ -5,6 +5,7 @@
 #include "../include/rtl.h"
 
 static volatile LONG KiBugCheckActive;
+UCHAR KiBugCheckContext[0x4D0]; // a CONTEXT, see context.S
 
 void KiFreezeIfBugCheck(void)
 {
@@ -23,9 +24,13 @@ static void KiFreezeOthers(void)
     }
 }
 
-void KiBugCheckReport(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4)
+// Where every crash comes by: from KeBugCheckEx and KeBugCheck, and from traps,
+// which have a frame to show.
+void KeBugCheck2(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR P4,
+                 PKTRAP_FRAME Frame)
 {
     CHAR Line[192];
+    (void)Frame;
 
     KiDisableInterrupts();
     // A fault in here, or another processor's, must not begin anew.

@@ -69,8 +69,37 @@ KeDelayExecutionThread:
     movq xmm5, rcx
     ret
 
-// void KeBugCheckEx(Code, P1, P2, P3, P4). Windows saves all registers first
-// and does not return; the home space keeps the arguments, for a debugger.
+// void RtlCaptureContext(PCONTEXT): the caller's registers, at Windows' offsets.
+    .balign 16
+    .globl RtlCaptureContext
+RtlCaptureContext:
+    pushfq
+    mov [rcx + 0x78], rax
+    mov [rcx + 0x80], rcx
+    mov [rcx + 0x88], rdx
+    mov [rcx + 0x90], rbx
+    lea rax, [rsp + 0x10]
+    mov [rcx + 0x98], rax
+    mov [rcx + 0xA0], rbp
+    mov [rcx + 0xA8], rsi
+    mov [rcx + 0xB0], rdi
+    mov [rcx + 0xB8], r8
+    mov [rcx + 0xC0], r9
+    mov [rcx + 0xC8], r10
+    mov [rcx + 0xD0], r11
+    mov [rcx + 0xD8], r12
+    mov [rcx + 0xE0], r13
+    mov [rcx + 0xE8], r14
+    mov [rcx + 0xF0], r15
+    mov rax, [rsp + 8]
+    mov [rcx + 0xF8], rax
+    mov eax, [rsp]
+    mov [rcx + 0x44], eax
+    add rsp, 8
+    ret
+
+// void KeBugCheckEx(Code, P1, P2, P3, P4). The home space keeps the arguments,
+// for a debugger, and for what follows after all registers were saved.
     .balign 16
     .globl KeBugCheckEx
 KeBugCheckEx:
@@ -81,7 +110,27 @@ KeBugCheckEx:
     pushfq                                      // 9C
     sub rsp, 0x30                               // 48 83 EC 30
     cli
+    lea rcx, [rip + KiBugCheckContext]
+    call RtlCaptureContext
+    mov ecx, [rsp + 0x40]
+    mov rdx, [rsp + 0x48]
+    mov r8, [rsp + 0x50]
+    mov r9, [rsp + 0x58]
     mov rax, [rsp + 0x60]
     mov [rsp + 0x20], rax
-    call KiBugCheckReport
+    and qword ptr [rsp + 0x28], 0               // no trap frame
+    call KeBugCheck2
+    int3
+
+// void KeBugCheck(Code): the same, with nothing else to say.
+    .balign 16
+    .globl KeBugCheck
+KeBugCheck:
+    sub rsp, 0x38
+    xor edx, edx
+    xor r8d, r8d
+    xor r9d, r9d
+    mov [rsp + 0x20], rdx
+    mov [rsp + 0x28], rdx
+    call KeBugCheck2
     int3

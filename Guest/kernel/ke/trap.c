@@ -85,16 +85,16 @@ static void KiKernelPageFault(PKTRAP_FRAME Frame)
     KIRQL Irql = KeGetCurrentIrql();
 
     if (Irql >= DISPATCH_LEVEL)
-        KeBugCheckEx(IRQL_NOT_LESS_OR_EQUAL, Frame->FaultAddress, Irql, Frame->ErrorCode >> 1 & 1,
-                     Frame->Rip);
+        KeBugCheck2(IRQL_NOT_LESS_OR_EQUAL, Frame->FaultAddress, Irql, Frame->ErrorCode >> 1 & 1,
+                    Frame->Rip, Frame);
     // With interrupts off, too, it must not be: the code there counts on being alone.
     if (Frame->EFlags & 0x200) {
         KiEnableInterrupts();
         if (!(Frame->ErrorCode & 1) && MmAccessFault(Frame->FaultAddress))
             return;
     }
-    KeBugCheckEx(PAGE_FAULT_IN_NONPAGED_AREA, Frame->FaultAddress, Frame->ErrorCode >> 1 & 1,
-                 Frame->Rip, 0);
+    KeBugCheck2(PAGE_FAULT_IN_NONPAGED_AREA, Frame->FaultAddress, Frame->ErrorCode >> 1 & 1,
+                Frame->Rip, 0, Frame);
 }
 
 static NORETURN void KiKernelException(PKTRAP_FRAME Frame, ULONG Vector)
@@ -102,13 +102,13 @@ static NORETURN void KiKernelException(PKTRAP_FRAME Frame, ULONG Vector)
     switch (Vector) {
     case 2:
         KiFreezeIfBugCheck();
-        KeBugCheckEx(NMI_HARDWARE_FAILURE, 0, 0, Frame->Rip, 0);
+        KeBugCheck2(NMI_HARDWARE_FAILURE, 0, 0, Frame->Rip, 0, Frame);
     case 3:
         // STATUS_BREAKPOINT with no debugger.
-        KeBugCheckEx(KMODE_EXCEPTION_NOT_HANDLED, 0x80000003, Frame->Rip, 0, 0);
+        KeBugCheck2(KMODE_EXCEPTION_NOT_HANDLED, 0x80000003, Frame->Rip, 0, 0, Frame);
     default:
-        KeBugCheckEx(UNEXPECTED_KERNEL_MODE_TRAP, Vector, Frame->Rip, Frame->Rsp,
-                     Frame->ErrorCode);
+        KeBugCheck2(UNEXPECTED_KERNEL_MODE_TRAP, Vector, Frame->Rip, Frame->Rsp,
+                    Frame->ErrorCode, Frame);
     }
 }
 
