@@ -64,13 +64,24 @@ extension MemoryImage: VirtualMachine {
     /// An image is no machine: its state is called so.
     public func runState() throws(HypervisorError) -> RunState { .other("image") }
 
-    /// What the notes say; and what memory shows, where they say nothing, or where each vCPU was in a program: the
-    /// address space of one may hide the kernel.
+    /// What the notes say; what memory shows, where they say nothing; and both where each vCPU was in a program, whose
+    /// address space may hide the kernel.
     /// - Throws: `unusableImage` where memory cannot be searched.
     public func processorTables() throws(HypervisorError) -> [ProcessorTables] {
-        let told = core.map { core in core.processors.map { $0.tables(of: core.header.machine) } } ?? []
-        if core?.processors.contains(where: \.isPrivileged) == true { return told }
-        return told + (try inferredTables())
+        guard let core, !core.processors.isEmpty else { return try inferredTables() }
+        let told = core.processors.map { $0.tables(of: core.header.machine) }
+        let paging = core.processors.filter(\.isPaging)
+        // In its firmware a machine may have the kernel of an earlier boot in memory. It is not searched for.
+        guard !paging.isEmpty, !paging.contains(where: \.isPrivileged) else { return told }
+        // Of what memory shows, that which the vCPUs use: the same interrupt table in the same place.
+        let places = told.compactMap(placeOfInterruptTable)
+        return told
+            + (try inferredTables()).filter { placeOfInterruptTable($0).map(places.contains) ?? false }
+    }
+
+    private func placeOfInterruptTable(_ tables: ProcessorTables) -> GuestPhysicalAddress? {
+        let space = VirtualMemory(physical: memory, space: AddressSpace(tables.control))
+        return tables.control.pagingEnabled ? try? space.translate(tables.idtBase).physical : nil
     }
 
     private func inferredTables() throws(HypervisorError) -> [ProcessorTables] {

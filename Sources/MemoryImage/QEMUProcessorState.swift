@@ -56,6 +56,9 @@ struct QEMUProcessorState: Equatable {
         self.cr4 = cr4
     }
 
+    /// CR0.PG.
+    var isPaging: Bool { cr0 & 1 << 31 != 0 }
+
     /// It was in the kernel: no program's code segment has privilege level 0.
     var isPrivileged: Bool { codeSelector & 3 == 0 }
 

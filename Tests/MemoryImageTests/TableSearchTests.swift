@@ -64,6 +64,29 @@ private struct KernelImage {
             builder.segments = [CoreBuilder.notes(notes), CoreBuilder.load(0, image.bytes)]
             #expect(try survey(builder.build()).kernel.base.rawValue == image.kernel.base)
         }
+        // What such a vCPU says is not forgotten: a kernel that it does not run is not taken for its own.
+        let other = KernelImage(base: 0xffff_f802_1000_0000, memoryBase: 4 << 20, mapsItself: false)
+        let otherShadow = PageTableBuilder(ram: other.kernel.ram)
+        for page in [other.kernel.idtBase, other.kernel.base + 0x1000] {
+            otherShadow.map(page, to: other.kernel.entry(of: page) & 0xf_ffff_f000, .kernelCode)
+        }
+        // Nor is one of an earlier boot taken for that of a machine in its firmware.
+        for (note, isExpected) in [
+            (
+                CoreBuilder.processor(cr3: otherShadow.root, idt: other.kernel.idtBase, codeSelector: 0x33),
+                { (error: DiscoveryError) in if case .notVisible = error { true } else { false } }
+            ),
+            (CoreBuilder.processor(cr0: 0x10, cr3: 0, cr4: 0, idt: 0), { $0 == .pagingOff }),
+        ] {
+            var builder = CoreBuilder()
+            builder.segments = [CoreBuilder.notes(note), CoreBuilder.load(0, image.bytes + other.bytes)]
+            let error = #expect(throws: EngineError.self) { try survey(builder.build()) }
+            guard case .discovery(let problem) = error else {
+                Issue.record("\(String(describing: error))")
+                continue
+            }
+            #expect(isExpected(problem), "\(problem)")
+        }
         // With registers that lead to a kernel memory is not searched: there is nothing to find in it here.
         let bare = KernelImage(mapsItself: false)
         for notes in [CoreBuilder.processor(cr3: bare.kernel.cr3, idt: bare.kernel.idtBase), []] {
