@@ -119,6 +119,34 @@ import X86
         }
     }
 
+    @Test("Only in QEMU's paging dumps memory between two segments is taken from between their places in the file")
+    func pagingDumps() throws {
+        func regions(byQEMU: Bool, virtual: UInt64?) throws -> [[UInt64]] {
+            var builder = CoreBuilder()
+            let note = byQEMU ? CoreBuilder.processor(cr3: 0, idt: 0) : CoreBuilder.note("CORE", 1, [])
+            // One block of three pages, of which the middle one is mapped nowhere.
+            let block = Self.page(1) + Self.page(2) + Self.page(3)
+            let start = UInt64(64 + 64 + 3 * 56)
+            builder.segments = [
+                .init(virtual: virtual ?? 0x1000, physical: 0x1000, contents: block, offset: start, size: 4096),
+                .init(virtual: virtual ?? 0x3000, physical: 0x3000, offset: start + 0x2000, size: 4096),
+                CoreBuilder.notes(note),
+            ]
+            let file = builder.build()
+            let core = try ELFCore(file)
+            if core.regions.count == 1 {
+                #expect(core.bytes(at: 0x1ffe, count: 0x1004, of: file) == [1, 1] + Self.page(2) + [3, 3])
+            }
+            return core.regions.map { [$0.base.rawValue, $0.length] }
+        }
+        let apart: [[UInt64]] = [[0x1000, 0x1000], [0x3000, 0x1000]]
+        #expect(try regions(byQEMU: true, virtual: 0xffff_f800_0000_0000) == [[0x1000, 0x3000]])
+        #expect(try regions(byQEMU: false, virtual: 0xffff_f800_0000_0000) == apart)
+        // Without paging QEMU gives the physical address twice, or no virtual one.
+        #expect(try regions(byQEMU: true, virtual: nil) == apart)
+        #expect(try regions(byQEMU: true, virtual: 0) == apart)
+    }
+
     @Test("What is no core of an x86 machine is refused by what it is")
     func others() {
         func error(_ change: (inout CoreBuilder) -> Void) -> ImageError? {

@@ -148,6 +148,12 @@ private struct KernelImage {
             data.kernel.setEntry(of: address, to: data.kernel.entry(of: address) | 1 << 63)
         }
         #expect(try data.found() == [])
+        let open = KernelImage()
+        for page in UInt64(0)..<UInt64(open.kernel.image.size) / 4096 {
+            let address = open.kernel.base + page * 4096
+            open.kernel.setEntry(of: address, to: open.kernel.entry(of: address) | 1 << 2)
+        }
+        #expect(try open.found() == [])
     }
 
     @Test(
@@ -163,12 +169,32 @@ private struct KernelImage {
         #expect(try image.found().map(\.idtBase.rawValue) == [place])
     }
 
+    @Test(
+        "A root of page-table isolation, which shows handlers but no kernel, does not stand in for one that shows both")
+    func isolation() throws {
+        let image = KernelImage(mapsItself: false)
+        let kernel = image.kernel
+        // The isolated root comes first in memory; one with the kernel's tables behind it.
+        let shadow = PageTableBuilder(ram: kernel.ram)
+        for page in [kernel.idtBase, kernel.base + 0x1000] {
+            shadow.map(page, to: kernel.entry(of: page) & 0xf_ffff_f000, .kernelCode)
+        }
+        let whole = kernel.ram.allocate()
+        for index in 256..<512 as Range<UInt64> {
+            kernel.ram.store(kernel.ram.load(UInt64.self, at: kernel.cr3 + index * 8), at: whole + index * 8)
+        }
+        for root in [shadow.root, whole] { kernel.ram.store(root | 3, at: root + 0x1ed * 8) }
+        #expect(try image.found().map(\.control.cr3) == [shadow.root, whole])
+        #expect(try survey(image.bytes).kernel.base.rawValue == kernel.base)
+    }
+
     @Test("An interrupt table in a large page is found at its address there")
     func largePage() throws {
         let image = KernelImage()
         let alias: UInt64 = 0xffff_b900_0000_0000
         let physical = image.kernel.entry(of: image.kernel.idtBase) & 0xf_ffff_f000
-        image.kernel.tables.map(alias, to: physical & ~0x1f_ffff, .kernelData, level: 2)
+        // Bit 12 of such an entry is no part of the address, but PAT.
+        image.kernel.tables.map(alias, to: physical & ~0x1f_ffff | 1 << 12, .kernelData, level: 2)
         image.kernel.tables.unmap(image.kernel.idtBase)
         #expect(try image.found().map(\.idtBase.rawValue) == [alias + (physical & 0x1f_ffff)])
         #expect(try survey(image.bytes).kernel.base.rawValue == image.kernel.base)
