@@ -1,7 +1,7 @@
 import GuestMemory
 
 /// The bytes of a memory image's file, read a piece at a time. Whatever is asked for, nothing outside is read.
-public protocol ImageBytes {
+protocol ImageBytes {
     /// In bytes.
     var size: UInt64 { get }
     /// Fills `buffer` from `offset` on. The range lies inside.
@@ -10,17 +10,6 @@ public protocol ImageBytes {
 }
 
 extension RAMFile: ImageBytes {}
-
-/// A file's bytes that are in memory.
-extension [UInt8]: ImageBytes {
-    public var size: UInt64 { UInt64(count) }
-
-    public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Int32 {
-        let start = Int(offset)
-        buffer.copyBytes(from: self[start..<start + buffer.count])
-        return 0
-    }
-}
 
 extension ImageBytes {
     /// The most that is read in one piece, in bytes: a length from a file cannot make the host allocate at will.

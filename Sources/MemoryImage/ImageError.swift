@@ -1,7 +1,7 @@
 import Foundation
 
 /// Why a file cannot be used as a memory image. Each description completes "… cannot be used as a memory image:".
-public enum ImageError: Error, Equatable, Sendable {
+enum ImageError: Error, Equatable, Sendable {
     /// A format that is known, but not read. What it is, and how to get one that is.
     case refusedFormat(String)
     /// It is no file of bytes: what it is instead.
@@ -26,7 +26,7 @@ public enum ImageError: Error, Equatable, Sendable {
 }
 
 extension ImageError: CustomStringConvertible {
-    public var description: String {
+    var description: String {
         switch self {
         case .refusedFormat(let what): what
         case .notAFile(let what): "it is \(what)"

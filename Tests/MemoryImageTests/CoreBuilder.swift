@@ -103,6 +103,17 @@ struct CoreBuilder {
     }
 }
 
+/// A file's bytes, in memory.
+extension [UInt8]: ImageBytes {
+    public var size: UInt64 { UInt64(count) }
+
+    public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Int32 {
+        let start = Int(offset)
+        buffer.copyBytes(from: self[start..<start + buffer.count])
+        return 0
+    }
+}
+
 /// A file below /tmp that goes with its object.
 final class TemporaryFile {
     let path: String
