@@ -3,7 +3,7 @@
 SWIFT ?= swift
 VIGIL := .build/release/vigil
 
-.PHONY: demo test bench build setup lint format clean
+.PHONY: demo test bench fuzz build setup lint format clean
 
 demo: build
 	@$(VIGIL) demo
@@ -16,6 +16,14 @@ bench: build
 	$(SWIFT) build -c release --package-path Benchmarks --scratch-path .build/benchmarks --product vigil-bench
 	@.build/benchmarks/release/vigil-bench --vigil $(VIGIL) --output .build/bench.json $(BENCH)
 
+# Options: make fuzz FUZZ="-max_total_time=600"
+fuzz: setup
+	$(SWIFT) build -c release --sanitize fuzzer --package-path Fuzzing --scratch-path .build/fuzzing \
+		--product vigil-fuzz-image
+	@mkdir -p .build/fuzzing-found
+	@SWIFT_BACKTRACE=enable=no .build/fuzzing/release/vigil-fuzz-image -max_len=32768 -artifact_prefix=.build/fuzzing-found/ $(FUZZ) \
+		.build/fuzzing-found Fuzzing/Corpus
+
 build: setup
 	$(SWIFT) build -c release --product vigil
 
@@ -23,10 +31,10 @@ setup:
 	@scripts/setup
 
 lint:
-	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests Plugins Benchmarks
+	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests Plugins Benchmarks Fuzzing
 
 format:
-	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Plugins Benchmarks
+	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Plugins Benchmarks Fuzzing
 
 clean:
 	$(SWIFT) package clean

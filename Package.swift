@@ -24,6 +24,7 @@ let package = Package(
         .executable(name: "vigil", targets: ["vigil"]),
         .library(name: "Vigil", targets: ["Introspection"]),
         .library(name: "VigilQEMU", targets: ["QEMUHypervisor"]),
+        .library(name: "VigilMemoryImage", targets: ["MemoryImage"]),
         .library(name: "VigilBundledGuest", targets: ["BundledGuest"]),
     ],
     dependencies: [
@@ -60,10 +61,13 @@ let package = Package(
             "QEMUHypervisor",
             ["HypervisorInterface", "GuestMemory", "X86", "CLinux"]),
 
+        module("MemoryImage", ["HypervisorInterface", "GuestMemory", "X86"]),
+
         .executableTarget(
             name: "vigil",
             dependencies: [
-                "Introspection", "Agents", "Protections", "QEMUHypervisor", "BundledGuest", "HostProcesses",
+                "Introspection", "Agents", "Protections", "QEMUHypervisor", "MemoryImage", "BundledGuest",
+                "HostProcesses",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: settings),
@@ -92,11 +96,12 @@ let package = Package(
         tests("Introspection", ["PowerTransitions", "Detours", "HypervisorInterface", "HostProcesses"]),
         tests("Protections", ["HypervisorInterface", "WindowsGuest", "GuestMemory"]),
         tests("QEMUHypervisor", ["HypervisorInterface", "CLinux"]),
+        tests("MemoryImage", ["HypervisorInterface", "WindowsGuest", "Introspection", "GuestMemory", "X86"]),
         .testTarget(
             name: "IntegrationTests",
             dependencies: [
-                "Agents", "BundledGuest", "HostProcesses", "QEMUHypervisor", "HypervisorInterface", "Introspection",
-                "Protections", "WindowsGuest", "TestSupport", "vigil",
+                "Agents", "BundledGuest", "HostProcesses", "QEMUHypervisor", "MemoryImage", "HypervisorInterface",
+                "Introspection", "Protections", "WindowsGuest", "TestSupport", "vigil",
             ],
             swiftSettings: settings),
         tests("GuestMemory"),

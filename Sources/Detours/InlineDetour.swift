@@ -92,8 +92,17 @@ public final class InlineDetour {
     ///
     /// The function is searched for branches as far as its pages adjoin and are present, up to `bodyLimit`.
     public func plan() throws(InlineDetourError) -> InlineDetourPlan {
+        try Self.plan(entry: entry, slack: slack, memory: memory, stopPoint: stopPoint, mode: mode)
+    }
+
+    /// What arming such a detour would write, in memory that need not be a machine's that can be controlled.
+    public static func plan(
+        entry: GuestVirtualAddress, slack: KernelSlack, memory: KernelMemory,
+        stopPoint: InlineDetourPlan.StopPoint = .outOfBand, mode: DecodingMode = .long64
+    ) throws(InlineDetourError) -> InlineDetourPlan {
         let plan = try InlineDetourPlan(
-            code: try readBody(), entry: entry, handlerAddress: slack.address, mode: mode, stopPoint: stopPoint)
+            code: try readBody(of: entry, in: memory), entry: entry, handlerAddress: slack.address, mode: mode,
+            stopPoint: stopPoint)
         guard UInt64(plan.handler.count) <= slack.available else {
             throw .slackTooSmall(slack.address, available: slack.available, needed: plan.handler.count)
         }
@@ -101,11 +110,13 @@ public final class InlineDetour {
     }
 
     /// The processor's own view of the function, page by page until one is not there.
-    private func readBody() throws(InlineDetourError) -> [UInt8] {
+    private static func readBody(
+        of entry: GuestVirtualAddress, in memory: KernelMemory
+    ) throws(InlineDetourError) -> [UInt8] {
         var body: [UInt8] = []
-        while body.count < Self.bodyLimit {
+        while body.count < bodyLimit {
             let next = entry + UInt64(body.count)
-            let count = min(Self.bodyLimit - body.count, 4096 - Int(next.rawValue & 0xfff))
+            let count = min(bodyLimit - body.count, 4096 - Int(next.rawValue & 0xfff))
             do throws(MemoryError) {
                 body += try memory.hardware.bytes(at: next, count: UInt64(count))
             } catch {

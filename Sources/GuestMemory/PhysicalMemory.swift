@@ -9,10 +9,11 @@ import CLinux
 /// A range of guest-physical addresses that is RAM, and where it can be found on the host.
 public struct RAMRegion: Hashable, Sendable {
     public var base: GuestPhysicalAddress
-    /// In bytes; a multiple of the page size.
+    /// In bytes; a multiple of the page size, but in a file.
     public var length: UInt64
     /// Where the range starts: an address of this process when the memory is mapped here, of the
-    /// hypervisor's process when it is read from there, unused otherwise.
+    /// hypervisor's process when it is read from there, an offset into the file when it is read from one,
+    /// unused otherwise.
     public var hostAddress: UInt64
 
     public init(base: GuestPhysicalAddress, length: UInt64, hostAddress: UInt64) {
@@ -39,6 +40,8 @@ public final class PhysicalMemory {
         case mapped
         /// `RAMRegion.hostAddress` is an address in process `pid`; each read is a `process_vm_readv`.
         case process(pid: Int32)
+        /// `RAMRegion.hostAddress` is an offset into the file; each read is a `pread`.
+        case file(RAMFile)
         case reader(any PhysicalMemoryReader)
     }
 
@@ -80,6 +83,11 @@ public final class PhysicalMemory {
     /// RAM read from the memory of another process.
     public convenience init(process pid: Int32, regions: [RAMRegion]) {
         self.init(regions: regions, access: .process(pid: pid))
+    }
+
+    /// RAM read from a file.
+    public convenience init(file: RAMFile, regions: [RAMRegion]) {
+        self.init(regions: regions, access: .file(file))
     }
 
     /// RAM read by whatever `reader` does.
@@ -176,6 +184,9 @@ public final class PhysicalMemory {
             throw .notRAM(address)
         case .process(let pid):
             let error = clinux_process_read(pid, host, buffer.baseAddress, buffer.count)
+            if error != 0 { throw .unreachable(address, errno: error) }
+        case .file(let file):
+            let error = file.read(at: host, into: buffer)
             if error != 0 { throw .unreachable(address, errno: error) }
         case .reader(let reader):
             try reader.read(at: address, into: buffer)

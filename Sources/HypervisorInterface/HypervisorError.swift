@@ -2,6 +2,12 @@
 public enum HypervisorError: Error, Equatable, Sendable {
     /// Nothing answers at the target, or it may not be used.
     case cannotConnect(target: String, reason: String)
+    /// A file is not there, or may not be read.
+    case cannotOpen(path: String, reason: String)
+    /// A file is no memory image that can be used.
+    case unusableImage(path: String, reason: String)
+    /// A target that can only be looked at.
+    case notControllable(target: String)
     /// The control socket takes one client, and has one.
     case heldByAnotherClient(target: String)
     /// A debugger, or another Vigil, has the debug connection.
@@ -27,6 +33,11 @@ extension HypervisorError: CustomStringConvertible {
         switch self {
         case .cannotConnect(let target, let reason):
             "cannot connect to \(target): \(reason)"
+        case .cannotOpen(let path, let reason): "cannot open \(path): \(reason)"
+        case .unusableImage(let path, let reason): "\(path) cannot be used as a memory image: \(reason)"
+        case .notControllable(let target):
+            "\(target) is the path of a memory image, which can only be looked at (vigil inspect): to attach, name a "
+                + "machine that runs (qemu:PATH)"
         case .heldByAnotherClient(let target):
             "\(target) accepts the connection but does not greet: another client (libvirt, or another Vigil) "
                 + "holds this socket; QEMU serves one client at a time on each QMP socket, "

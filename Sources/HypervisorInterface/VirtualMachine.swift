@@ -43,7 +43,8 @@ public protocol VirtualMachine: AnyObject {
 
     func runState() throws(HypervisorError) -> RunState
 
-    /// Translation and system tables of each vCPU, in the vCPUs' order, without stopping the guest.
+    /// Translation and system tables of each vCPU, in the vCPUs' order, without stopping the guest. Where a machine
+    /// does not know its vCPUs' registers, as a memory image may not, what can be inferred from memory.
     func processorTables() throws(HypervisorError) -> [ProcessorTables]
 
     /// What the machine lacks since it woke from sleep, as a sentence for the user; nil where nothing is missing.

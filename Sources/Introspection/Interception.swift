@@ -42,4 +42,13 @@ extension GuestSurvey {
                 allowVisiblePatches: allowVisiblePatches)
         }
     }
+
+    /// What an inline detour for the power function would write. Nothing is changed.
+    public func inlineDetourPlan() throws(InlineDetourError) -> InlineDetourPlan {
+        switch detourSlack {
+        case .failure(let error): throw .noSlack(error)
+        case .success(let place):
+            return try InlineDetour.plan(entry: powerFunction.address, slack: place, memory: kernel.memory)
+        }
+    }
 }

@@ -19,15 +19,36 @@ public struct KernelLocator {
     public init(physical: PhysicalMemory) { self.physical = physical }
 
     /// The kernel that one of several vCPUs leads to; the most telling error where none does.
+    ///
+    /// Tables that no vCPU told (`ProcessorTables.isInferred`) count only where none that was told leads to a
+    /// kernel, and then all that lead to one have to lead to the same.
+    /// - Throws: `ambiguous` where they do not.
     public func locate(among tables: [ProcessorTables]) throws(DiscoveryError) -> WindowsKernel {
         var errors: [DiscoveryError] = []
-        for entry in tables {
+        for entry in tables where !entry.isInferred {
             do throws(DiscoveryError) {
                 return try locate(entry)
             } catch {
                 errors.append(error)
             }
         }
+        var found: [WindowsKernel] = []
+        for entry in tables where entry.isInferred {
+            do throws(DiscoveryError) {
+                let kernel = try locate(entry)
+                if !found.contains(where: { $0.isSame(as: kernel) }) { found.append(kernel) }
+            } catch {
+                errors.append(error)
+            }
+        }
+        if found.count > 1 {
+            let roots = found.map { GuestPhysicalAddress($0.systemCR3).page.description }.joined(separator: ", ")
+            throw .ambiguous(
+                "which of several kernels in memory runs (one may be left from an earlier boot, or belong to a guest "
+                    + "of the guest; their page tables are at \(roots))",
+                candidates: found.map(\.base))
+        }
+        if let kernel = found.first { return kernel }
         // A vCPU that has not been started, or stands in user mode, says less than one in a kernel.
         let worth: (DiscoveryError) -> Int = { error in
             switch error {
@@ -38,7 +59,7 @@ public struct KernelLocator {
             default: 4
             }
         }
-        throw errors.max { worth($0) < worth($1) } ?? .noKernel("the guest has no vCPU")
+        throw errors.max { worth($0) < worth($1) } ?? .noKernel("no vCPU is known, and memory shows no tables of one")
     }
 
     /// The kernel that a vCPU's system registers lead to.

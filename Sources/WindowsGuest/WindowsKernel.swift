@@ -1,4 +1,5 @@
 import GuestMemory
+import X86
 
 /// The processor architecture that a kernel is built for.
 public enum KernelArchitecture: String, Hashable, Sendable {
@@ -102,6 +103,12 @@ public struct WindowsKernel {
         systemCR3 = root
         self.memory = systemMemory
         initialSystemProcess = system
+    }
+
+    /// The same boot of the same kernel, in one guest's memory.
+    func isSame(as other: Self) -> Bool {
+        base == other.base && initialSystemProcess == other.initialSystemProcess
+            && systemCR3 & PageTableEntry.addressMask == other.systemCR3 & PageTableEntry.addressMask
     }
 
     /// The address of an exported name.

@@ -30,6 +30,10 @@ enum VigilExit: Int32, CaseIterable {
     case demoFailed = 12
     /// What was asked for changes the guest where the guest can see it, and was not allowed, or cannot be put there.
     case detourRefused = 13
+    /// A file is no memory image that can be used.
+    case unusableImage = 14
+    /// A memory image cannot be attached to.
+    case notControllable = 15
 
     var exitCode: ExitCode { ExitCode(rawValue) }
 
@@ -54,7 +58,9 @@ enum VigilExit: Int32, CaseIterable {
     init(_ error: HypervisorError) {
         self =
             switch error {
-            case .cannotConnect: .cannotConnect
+            case .cannotConnect, .cannotOpen: .cannotConnect
+            case .unusableImage: .unusableImage
+            case .notControllable: .notControllable
             case .heldByAnotherClient: .socketBusy
             case .debuggerBusy: .debuggerBusy
             case .gone, .timedOut: .machineLost

@@ -2,6 +2,7 @@ import ArgumentParser
 import Detours
 import HypervisorInterface
 import Introspection
+import MemoryImage
 import QEMUHypervisor
 import WindowsGuest
 
@@ -21,14 +22,28 @@ struct Inspect: ParsableCommand {
         InterruptSignals.install()
         let options = try discovery.engineOptions()
         try Failure.reporting {
+            let report = try report(options)
+            EventRenderer(format).print(line: format == .json ? report.json : report.text)
+        }
+    }
+
+    private func report(_ options: EngineOptions) throws -> InspectionReport {
+        switch target {
+        case .qemu:
             let machine = try target.connect()
             machine.wakeDescriptor = InterruptSignals.readEnd
             // Without --wait, what is there now is what is told.
             let survey = try survey(machine, options, until: .now + .seconds(discovery.wait ?? 0))
-            let state = try machine.runState()
-            let debugger = try machine.debuggerInPlace()
-            let report = InspectionReport(machine: machine, survey: survey, state: state, debugger: debugger)
-            EventRenderer(format).print(line: format == .json ? report.json : report.text)
+            let obstacle = try machine.debuggerInPlace().map { "a debug connection is in place (chardev \"\($0)\")" }
+            return InspectionReport(machine: machine, survey: survey, state: try machine.runState(), obstacle: obstacle)
+        case .image(let path):
+            let machine = try MemoryImage(path: path)
+            machine.wakeDescriptor = InterruptSignals.readEnd
+            // Nothing changes in an image: there is nothing to wait for.
+            let survey = try GuestSurvey(machine, patterns: options.patterns)
+            return InspectionReport(
+                machine: machine, survey: survey, state: try machine.runState(),
+                obstacle: "a memory image can only be looked at")
         }
     }
 
@@ -56,23 +71,18 @@ struct Inspect: ParsableCommand {
 
 /// What `inspect` says.
 private struct InspectionReport {
-    let machine: QEMUMachine
+    let machine: any VirtualMachine
     let survey: GuestSurvey
     let state: RunState
-    let debugger: String?
+    /// Why arming would be refused, or nil.
+    let obstacle: String?
 
     private var kernel: WindowsKernel { survey.kernel }
-
-    /// Why arming would be refused, or nil.
-    private var obstacle: String? {
-        debugger.map { "a debug connection is in place (chardev \"\($0)\")" }
-    }
 
     /// What an inline detour would write, or why there can be none now.
     private var detour: Result<InlineDetourPlan, InlineDetourError> {
         do throws(InlineDetourError) {
-            return .success(
-                try survey.inlineDetour(GuestEffects(machine: machine), allowVisiblePatches: false).plan())
+            return .success(try survey.inlineDetourPlan())
         } catch {
             return .failure(error)
         }

@@ -1,3 +1,4 @@
+import Glibc
 import GuestMemory
 import TestSupport
 import Testing
@@ -69,6 +70,39 @@ import Testing
             #expect(throws: MemoryError.notRAM(GuestPhysicalAddress(address))) {
                 try memory.load(UInt64.self, at: GuestPhysicalAddress(address))
             }
+        }
+    }
+
+    @Test("RAM in a file is read from its regions' offsets; where the file has ended it is out of reach")
+    func file() throws {
+        let path = "/tmp/vigil-ram-file-\(ProcessIdentity.current)"
+        let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        try #require(descriptor >= 0)
+        unlink(path)
+        let bytes = (0..<0x3000).map { UInt8(truncatingIfNeeded: $0 >> 4) }
+        try #require(write(descriptor, bytes, bytes.count) == bytes.count)
+        // The second region ends behind the file.
+        let memory = PhysicalMemory(
+            file: RAMFile(descriptor: descriptor, size: UInt64(bytes.count)),
+            regions: [
+                RAMRegion(base: GuestPhysicalAddress(0x1000), length: 0x1000, hostAddress: 0x10),
+                RAMRegion(base: GuestPhysicalAddress(0x2000), length: 0x1000, hostAddress: 0x2800),
+            ])
+        #expect(try memory.load(UInt64.self, at: GuestPhysicalAddress(0x1000)) == 0x0101_0101_0101_0101)
+        // From the end of the one to the start of the other.
+        #expect(try memory.load(UInt32.self, at: GuestPhysicalAddress(0x1ffe)) == 0x8080_0000)
+        #expect(try memory.load(UInt64.self, at: GuestPhysicalAddress(0x27f8)) == 0xffff_ffff_ffff_ffff)
+        #expect(throws: MemoryError.unreachable(GuestPhysicalAddress(0x27fc), errno: ENODATA)) {
+            try memory.load(UInt64.self, at: GuestPhysicalAddress(0x27fc))
+        }
+        #expect(throws: MemoryError.notRAM(GuestPhysicalAddress(0xffc))) {
+            try memory.load(UInt64.self, at: GuestPhysicalAddress(0xffc))
+        }
+        let beyond = PhysicalMemory(
+            file: RAMFile(descriptor: dup(descriptor), size: .max),
+            regions: [RAMRegion(base: GuestPhysicalAddress(0), length: .max, hostAddress: 1 << 63)])
+        #expect(throws: MemoryError.unreachable(GuestPhysicalAddress(8), errno: ENODATA)) {
+            try beyond.load(UInt64.self, at: GuestPhysicalAddress(8))
         }
     }
 

@@ -24,6 +24,8 @@ public struct SyntheticKernelOptions: Sendable {
     public var bugChecks: (@Sendable (inout CodeBuilder) -> Void)?
     /// The guest's RAM, in bytes.
     public var memory = 4 << 20
+    /// Where the RAM starts in the guest's physical address space.
+    public var memoryBase: UInt64 = 0
 
     public init() {}
 }
@@ -77,7 +79,7 @@ public final class SyntheticKernel {
 
     public init(_ options: SyntheticKernelOptions = .init()) {
         self.options = options
-        ram = SyntheticRAM(size: options.memory)
+        ram = SyntheticRAM(size: options.memory, base: options.memoryBase)
         tables = PageTableBuilder(ram: ram)
         var code = KernelCode(options: options)
         (image, symbols) = code.assemble()
@@ -115,7 +117,9 @@ public final class SyntheticKernel {
         tables.mapNew(processorRegion, .kernelData)
         for vector in 0..<32 {
             let handler = address("KiTrap\(vector)")
-            let low = handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48
+            // Programs may execute INT3 and INTO.
+            let attributes: UInt64 = vector == 3 || vector == 4 ? 0xee00 : 0x8e00
+            let low = handler & 0xffff | 0x10 << 16 | attributes << 32 | (handler >> 16 & 0xffff) << 48
             tables.write(low, at: idtBase + UInt64(vector) * 16)
             tables.write(handler >> 32, at: idtBase + UInt64(vector) * 16 + 8)
         }
