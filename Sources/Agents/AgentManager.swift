@@ -337,17 +337,19 @@ public final class AgentManager {
                 [
                     .value(Self.nonPagedPool), .value(UInt64(agent.program.image.size)),
                     .value(UInt64(Self.poolTag)),
-                ])
+                ], owed: .result(block(GuestVirtualAddress(0), agent.program.image.size)))
         case (.start, let memory?):
             do throws(AgentError) {
-                try note(agent, try memory.trace())
+                try note(agent, try memory.trace(block(memory)))
             } catch {
                 if case .hypervisor = error { throw error }
                 // What was there a moment ago is gone: nothing is to be started there.
                 agent.failure = error
                 return try nextCall(from: place)
             }
-            guestCall = GuestCall(memory.base + UInt64(memory.image.start), [.value(memory.base.rawValue)])
+            guestCall = GuestCall(
+                memory.base + UInt64(memory.image.start), [.value(memory.base.rawValue)],
+                owed: .unlessSuccessful(block(memory)))
         case (.signal, let memory?):
             try memory.store(AgentMemory.StopWish.leave.rawValue, in: .stopWanted)
             // The event, no increment of priority, no wait to follow.
@@ -358,12 +360,20 @@ public final class AgentManager {
             // From here on nobody may take what lies there for an agent.
             if purpose == .free { try note(agent, nil) }
             if memory.isThere() { try memory.forgetMagic() }
-            guestCall = GuestCall(functions.free, [.value(memory.base.rawValue), .value(UInt64(Self.poolTag))])
+            guestCall = GuestCall(
+                functions.free, [.value(memory.base.rawValue), .value(UInt64(Self.poolTag))],
+                owed: .unlessCalled(block(memory)))
         case (_, nil): return nil
         }
         calls.append(
             Call(agent: agent, purpose: purpose, memory: about, place: place, deadline: now() + deadlines.call))
         return guestCall
+    }
+
+    private func block(_ memory: AgentMemory) -> PoolBlock { block(memory.base, memory.image.size) }
+
+    private func block(_ address: GuestVirtualAddress, _ size: Int) -> PoolBlock {
+        PoolBlock(address: address, size: size, tag: Self.poolTag, free: functions.free)
     }
 
     /// The thread was sent off to make the call.
@@ -766,7 +776,7 @@ public final class AgentManager {
         let isInUse = calls.contains {
             $0.memory?.base == memory.base && ($0.purpose == .start || $0.purpose == .signal)
         }
-        if memory.isThere() {
+        if memory.isThere(), !memory.hasSetOut() {
             let wish: AgentMemory.StopWish = isInUse ? .leave : .leaveByItself
             try? memory.store(1, in: .mayLeave)
             try? memory.store(wish.rawValue, in: .stopWanted)
@@ -785,7 +795,7 @@ public final class AgentManager {
         try forEach { (agent) throws(AgentError) in
             // A call that is under way comes back, and its thread goes on with what there is to do then.
             guard let memory = agent.memory, agent.state == .deployed || agent.state == .draining,
-                !isCalling(for: agent), (try? memory.stage()) != .left
+                !isCalling(for: agent), !memory.hasSetOut()
             else { return try withdraw(agent) }
             if try tryToDetach(agent) != nil { return try neutralise(agent, "Vigil leaves") }
             agent.began = now()

@@ -17,6 +17,8 @@ public struct AgentMemory {
         case leave = 1
         /// To give its memory back, too.
         case leaveByItself = 2
+        /// Set by the thread itself: it goes, and it is too late to tell it that its memory is its own to give back.
+        case leaving = 3
     }
 
     /// The header's fields that are used after loading, in bytes from the start.
@@ -116,16 +118,24 @@ public struct AgentMemory {
         }
     }
 
+    /// Whether its thread has left, or is about to, and leaves the memory to others.
+    func hasSetOut() -> Bool {
+        (try? load(.stopWanted) as UInt32) == StopWish.leaving.rawValue || (try? stage()) == .left
+    }
+
     /// What it takes to let the agent leave by itself.
-    func trace() throws(AgentError) -> AgentTrace {
+    /// - Parameter block: how its memory is given back.
+    func trace(_ block: PoolBlock) throws(AgentError) -> AgentTrace {
         let header = try access("looking for the agent's memory") { () throws(MemoryError) in
             try memory.hardware.translate(base).physical
         }
         let gate = image.gate ?? 0..<0
         return AgentTrace(
             header: header, magic: AgentImage.magic, mayLeaveOffset: Int(Field.mayLeave.rawValue),
-            stopWantedOffset: Int(Field.stopWanted.rawValue), leaveByItself: StopWish.leaveByItself.rawValue,
-            gate: base.rawValue + UInt64(gate.lowerBound)..<base.rawValue + UInt64(gate.upperBound))
+            stopWantedOffset: Int(Field.stopWanted.rawValue), stageOffset: Int(Field.stage.rawValue),
+            leaveByItself: StopWish.leaveByItself.rawValue, leaving: StopWish.leaving.rawValue,
+            left: Stage.left.rawValue,
+            gate: base.rawValue + UInt64(gate.lowerBound)..<base.rawValue + UInt64(gate.upperBound), block: block)
     }
 
     /// Whether an allocator of the kernel's could have given this.

@@ -14,10 +14,13 @@ public struct GuestCall: Equatable, Sendable {
     public var function: GuestVirtualAddress
     /// Four at most: those that travel in registers (RCX, RDX, R8, R9).
     public var arguments: [Argument]
+    /// What would be nobody's if Vigil died while the thread is away.
+    public var owed: OwedBlock?
 
-    public init(_ function: GuestVirtualAddress, _ arguments: [Argument]) {
+    public init(_ function: GuestVirtualAddress, _ arguments: [Argument], owed: OwedBlock? = nil) {
         self.function = function
         self.arguments = arguments
+        self.owed = owed
     }
 }
 
@@ -88,7 +91,7 @@ struct GuestCaller {
         }
         // A push that faults could not be taken back.
         for (place, _) in words { try demandStack(place) }
-        try announceWork(on: thread, vectors, slot: slot, vcpu)
+        try announceWork(on: thread, vectors, slot: slot, vcpu, call.owed)
         var registers = current
         for (place, value) in words where value != word(at: place) {
             try self.push(value, to: place, on: vcpu, &registers)
@@ -107,17 +110,17 @@ struct GuestCaller {
     func takeBack(
         _ thread: Registers, _ vectors: VectorRegisters?, slot: Int, on vcpu: VCPU, current: Registers
     ) throws(DetourError) {
-        try announceWork(on: thread, vectors, slot: slot, vcpu)
+        try announceWork(on: thread, vectors, slot: slot, vcpu, nil)
         try putBack(thread, vectors, slot: slot, on: vcpu, current: current)
     }
 
     /// Its registers are known to the guardian before any of them changes.
     private func announceWork(
-        on thread: Registers, _ vectors: VectorRegisters?, slot: Int, _ vcpu: VCPU
+        on thread: Registers, _ vectors: VectorRegisters?, slot: Int, _ vcpu: VCPU, _ owed: OwedBlock?
     ) throws(DetourError) {
         // Whoever takes over after Vigil has put the function back before.
         let registers = thread.rip == stopAddress.rawValue ? thread.standing(at: entry) : thread
-        let delay = HeldCaller.Delay(entry: entry, arrivalRSP: Self.arrivalRSP(of: thread), vcpu: vcpu)
+        let delay = HeldCaller.Delay(entry: entry, arrivalRSP: Self.arrivalRSP(of: thread), vcpu: vcpu, owed: owed)
         try control { () throws(HypervisorError) in
             try effects.noteHold(HeldCaller(slot: slot, registers: registers, delay: delay, vectors: vectors))
         }

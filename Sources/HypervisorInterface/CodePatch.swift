@@ -9,11 +9,22 @@ public struct CodePatch: Equatable, Sendable {
         public var original: [UInt8]
         /// As many bytes as `original`.
         public var patch: [UInt8]
+        /// For bytes that must not change, not even back, while a processor stands in them: where processors have them.
+        /// It has come through an interrupt's gate for what is there now.
+        public var entrance: GuestVirtualAddress?
 
-        public init(physical: GuestPhysicalAddress, original: [UInt8], patch: [UInt8]) {
+        public init(
+            physical: GuestPhysicalAddress, original: [UInt8], patch: [UInt8], entrance: GuestVirtualAddress? = nil
+        ) {
             self.physical = physical
             self.original = original
             self.patch = patch
+            self.entrance = entrance
+        }
+
+        /// Whether the bytes must not change for a processor that stands there.
+        public func isEntered(_ rip: UInt64) -> Bool {
+            entrance.map { rip &- $0.rawValue < UInt64(original.count) } ?? false
         }
     }
 
@@ -60,22 +71,32 @@ public struct AgentTrace: Equatable, Sendable {
     public var header: GuestPhysicalAddress
     /// What the header begins with.
     public var magic: UInt64
-    /// The 32-bit fields of the header that tell it that it may go, and to go; in bytes from the header's start.
-    public var mayLeaveOffset, stopWantedOffset: Int
-    /// What the latter is set to.
-    public var leaveByItself: UInt32
+    /// 32-bit fields of the header, in bytes from its start: what tells it that it may go, what tells it to go, and
+    /// where its thread is.
+    public var mayLeaveOffset, stopWantedOffset, stageOffset: Int
+    /// What the second is set to, for an agent that is to give its memory back itself; and what its thread sets it to
+    /// when it goes without doing that: then it is too late to tell it.
+    public var leaveByItself, leaving: UInt32
+    /// What the third is when its thread has gone, and left its memory to others.
+    public var left: UInt32
     /// The code of its gate in which a processor is not counted.
     public var gate: Range<UInt64>
+    /// The memory.
+    public var block: PoolBlock
 
     public init(
-        header: GuestPhysicalAddress, magic: UInt64, mayLeaveOffset: Int, stopWantedOffset: Int,
-        leaveByItself: UInt32, gate: Range<UInt64>
+        header: GuestPhysicalAddress, magic: UInt64, mayLeaveOffset: Int, stopWantedOffset: Int, stageOffset: Int,
+        leaveByItself: UInt32, leaving: UInt32, left: UInt32, gate: Range<UInt64>, block: PoolBlock
     ) {
         self.header = header
         self.magic = magic
         self.mayLeaveOffset = mayLeaveOffset
         self.stopWantedOffset = stopWantedOffset
+        self.stageOffset = stageOffset
         self.leaveByItself = leaveByItself
+        self.leaving = leaving
+        self.left = left
         self.gate = gate
+        self.block = block
     }
 }

@@ -11,11 +11,14 @@ public struct HeldCaller: Equatable, Sendable {
         public var arrivalRSP: UInt64
         /// Where it stands while it is being sent off, or put back.
         public var vcpu: VCPU
+        /// What it has to give back before it gets its registers, if Vigil dies meanwhile.
+        public var owed: OwedBlock?
 
-        public init(entry: GuestVirtualAddress, arrivalRSP: UInt64, vcpu: VCPU) {
+        public init(entry: GuestVirtualAddress, arrivalRSP: UInt64, vcpu: VCPU, owed: OwedBlock? = nil) {
             self.entry = entry
             self.arrivalRSP = arrivalRSP
             self.vcpu = vcpu
+            self.owed = owed
         }
     }
 
@@ -117,9 +120,10 @@ public final class GuestEffects {
     public private(set) var counts = EffectCounts()
     /// Told of each effect before it happens, in order.
     public var witnesses: [any EffectWitness] = []
-    /// Called before the machine runs on after a pause of ours. A stop that a watched access would have caused in that
-    /// very moment is not reported any more: who has watches looks whether one was met.
-    public var beforeResuming: (() throws(HypervisorError) -> Void)?
+    /// Called as soon as the machine stands for a pause of ours, before anything else is done to it. A stop that a
+    /// watched access would have caused in that very moment is not reported any more: who has watches looks whether one
+    /// was met, while it still is set.
+    public var afterPausing: (() throws(HypervisorError) -> Void)?
     /// How long the machine stood still for pauses of ours, in all.
     public private(set) var pausedTime = Duration.zero
     /// The machine stands for a pause of ours, or at a breakpoint of ours.
@@ -181,6 +185,8 @@ public final class GuestEffects {
         _ body: () throws(HypervisorError) -> Void
     ) throws(HypervisorError) -> Bool {
         let start = ContinuousClock.now
+        // Its event may have been met by an earlier pause: it stands, but not for its operator, and has to run on.
+        if machine.hasPendingStop { return false }
         if try machine.isStanding {
             try finish(pause: false, since: start, body)
             return true
@@ -205,8 +211,8 @@ public final class GuestEffects {
         defer { if isOurs { pausedTime += .now - start } }
         let result: Result
         do {
+            if isOurs { try afterPausing?() }
             result = try body()
-            if isOurs { try beforeResuming?() }
         } catch {
             // The first error is the one to report; a failing resume is what the guardian is for.
             try? resumeIfOurs()
@@ -282,9 +288,15 @@ public final class GuestEffects {
     }
 
     /// Lets the machine forget a watched access of a vCPU, while its watch is still set.
-    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
+    ///
+    /// A vCPU that stands at a breakpoint is left alone: a step would take it past that, and the breakpoint's own stop,
+    /// which comes as soon as the machine runs, does the same.
+    /// - Returns: whether the vCPU may have executed an instruction for it.
+    @discardableResult
+    public func settleAccess(of vcpu: VCPU, at registers: Registers) throws(HypervisorError) -> Bool {
+        if sites.contains(.execution(GuestVirtualAddress(registers.rip))) { return false }
         try announce(.step(vcpu))
-        try machine.settleAccess(of: vcpu)
+        return try machine.settleAccess(of: vcpu)
     }
 
     public func setRegisters(

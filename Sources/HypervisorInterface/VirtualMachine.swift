@@ -103,6 +103,9 @@ public protocol ControllableMachine: VirtualMachine {
     /// No vCPU executes: a stop of ours, its operator's, or a state in which none does.
     var isStanding: Bool { get throws(HypervisorError) }
 
+    /// A breakpoint or a watch has stopped the machine, and `nextEvent` has not said so yet.
+    var hasPendingStop: Bool { get }
+
     /// Stops a running machine.
     /// - Returns: whether this call stopped it. If not, a breakpoint was faster, and its stop is the next event.
     func pause() throws(HypervisorError) -> Bool
@@ -128,9 +131,10 @@ public protocol ControllableMachine: VirtualMachine {
     /// Executes one instruction on one vCPU of a stopped machine while the others stand.
     func step(_ vcpu: VCPU) throws(HypervisorError)
 
-    /// Lets the machine forget an access to a watched place that has been dealt with. The machine stands, and
-    /// may execute one instruction of that vCPU.
-    func settleAccess(of vcpu: VCPU) throws(HypervisorError)
+    /// Lets the machine forget an access of a vCPU to a watched place, if it remembers one that nobody was told of. The
+    /// machine stands.
+    /// - Returns: whether the vCPU may have executed an instruction for it.
+    func settleAccess(of vcpu: VCPU) throws(HypervisorError) -> Bool
 
     func insert(_ site: BreakpointSite) throws(HypervisorError)
     func remove(_ site: BreakpointSite) throws(HypervisorError)
@@ -161,7 +165,7 @@ extension ControllableMachine {
     public func abandonWitness() {}
 
     /// A machine that remembers nothing of an access.
-    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {}
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) -> Bool { false }
 
     /// A machine whose RAM is at hand.
     public var writesDataWhileRunning: Bool { true }

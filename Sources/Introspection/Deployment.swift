@@ -118,7 +118,10 @@ final class Deployment: TransitionParticipant {
     func ends(_ result: TransitionResult) throws(DetourError) {
         requests = [:]
         protections.ends()
-        if !isHostGoingDown { agents.resume() }
+        if isHostGoingDown { return }
+        agents.resume()
+        // Where the machine stands at the call's return already, it need not be paused for this.
+        if [.refused, .resumed, .returned].contains(result) { try lookForThread() }
     }
 
     // MARK: The host

@@ -91,24 +91,40 @@ public final class Engine {
         commands = options.startHoldCommand.map { HoldCommands(start: $0, report: report) }
         effects = GuestEffects(machine: machine)
         debugRegisters = DebugRegisterTable(effects)
-        effects.beforeResuming = { [unowned self] () throws(HypervisorError) in try lookForReturns() }
+        effects.afterPausing = { [unowned self] () throws(HypervisorError) in try lookForAccesses() }
     }
 
-    /// QEMU forgets a stop that it owes when it is told to pause in the same moment, but not the access: a vCPU has
-    /// just returned, and nobody would ever say so.
-    private func lookForReturns() throws(HypervisorError) {
-        guard let powerGuard, debugRegisters.watchesAccesses else { return }
+    /// A hypervisor may forget a stop that it owes when it is told to pause in the same moment, but not the access: a
+    /// vCPU has just returned, or changed an entry, and nobody would ever say so.
+    private func lookForAccesses() throws(HypervisorError) {
+        guard powerGuard != nil, debugRegisters.watchesAccesses else { return }
         for index in 0..<machine.vcpuCount {
-            let registers = try machine.registers(of: VCPU(index))
+            let vcpu = VCPU(index)
+            let registers = try machine.registers(of: vcpu)
             do throws(DetourError) {
-                if try deployment?.handleAccess(VCPU(index), registers) == true { continue }
-                try powerGuard.handleAccess(VCPU(index), registers)
+                try lookForAccess(vcpu, registers)
             } catch {
                 if case .hypervisor(let error) = error { throw error }
-                report(.warning("a return was not followed up: \(error)"))
+                report(.warning("an access was not followed up: \(error)"))
             }
         }
         publishCalls()
+    }
+
+    /// Handles a vCPU that may just have accessed what is watched, whether or not its stop was reported.
+    private func lookForAccess(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
+        if try handleAccess(vcpu, registers) || !debugRegisters.watchesAccesses { return }
+        // Somebody else's access, perhaps: one who only reads an entry is known to nobody here.
+        let next = try control { () throws(HypervisorError) in
+            try effects.settleAccess(of: vcpu, at: registers) ? try machine.registers(of: vcpu) : nil
+        }
+        // That was an instruction, which may have made an access of its own.
+        if let next { _ = try handleAccess(vcpu, next) }
+    }
+
+    private func handleAccess(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) -> Bool {
+        if try deployment?.handleAccess(vcpu, registers) == true { return true }
+        return try powerGuard?.handleAccess(vcpu, registers) ?? false
     }
 
     /// Attaches to the guest and stays until the machine ends or the wait is interrupted.
@@ -406,7 +422,7 @@ public final class Engine {
                     if registers.rip == powerGuard.detour.stopAddress.rawValue {
                         try powerGuard.handlePowerStateChange(vcpu, registers)
                     } else {
-                        try powerGuard.handleAccess(vcpu, registers)
+                        try lookForAccess(vcpu, registers)
                     }
                 }
             }

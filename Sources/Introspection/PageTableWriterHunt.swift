@@ -19,8 +19,10 @@ final class PageTableWriterHunt {
     private static let watchStops = 16
     /// After so many rounds without a new writer there are enough.
     private static let idleRounds = 3
-    /// When there are enough, how often entries of interest are looked at whose change nobody had told.
+    /// When there are enough, how often entries of interest are looked at whose change nobody had told, and how long
+    /// such a one is watched.
     private static let lazyInterval = Duration.seconds(1)
+    private static let lazyWatchTime = Duration.seconds(2)
     /// For how long one instruction is stopped before, and until when all of them are, before the rest of them waits
     /// for the next occasion.
     private static let exchangeTime = Duration.milliseconds(20)
@@ -99,7 +101,9 @@ final class PageTableWriterHunt {
             if search.confirmed.count > count { roundsWithoutNews = 0 }
             stops += 1
             busy.insert(site.entry)
-            try control { () throws(HypervisorError) in try debugRegisters.effects.settleAccess(of: vcpu) }
+            try control { () throws(HypervisorError) in
+                _ = try debugRegisters.effects.settleAccess(of: vcpu, at: registers)
+            }
             if stops >= Self.watchStops { try release() }
             return true
         }
@@ -108,8 +112,8 @@ final class PageTableWriterHunt {
 
     /// Goes on, and says when to come again.
     ///
-    /// A writer that was not at work meanwhile is not known yet. Where an entry of interest has changed afterwards, the
-    /// instructions that exchange are stopped before once more.
+    /// A writer that was not at work meanwhile is not known yet. Where an entry of interest has changed afterwards, it is
+    /// watched, and the instructions that exchange are stopped before once more: who changes it again is known then.
     /// - Parameters:
     ///   - mayWatch: whether debug registers may be taken now.
     ///   - isOfInterest: whether an entry's changes have to be known.
@@ -136,11 +140,9 @@ final class PageTableWriterHunt {
         let end = now() + Self.burst
         while now() < end { _ = search.hasSeenChanges ? search.observeBusiest() : search.observe() }
         isExchangesTurn.toggle()
-        if mayWatch { try isExchangesTurn && !exchanges.isEmpty ? stopBeforeExchanges() : watch() }
+        if mayWatch { try isExchangesTurn && !exchanges.isEmpty ? stopBeforeExchanges() : watchBusiest() }
     }
 
-    /// No watch is set for what has changed: a pause may swallow the stop of somebody who only reads the entry, and QEMU
-    /// would remember that access.
     private func lookLazily(
         _ time: Deadline, _ mayWatch: Bool, _ isOfInterest: (GuestPhysicalAddress) -> Bool
     ) throws(DetourError) {
@@ -149,17 +151,26 @@ final class PageTableWriterHunt {
         if isExchangesTurn, mayWatch, !exchanges.isEmpty { return try stopBeforeExchanges() }
         let changes = search.changes(where: isOfInterest)
         // Somebody unknown is at work: who was not seen may be seen now.
-        if !changes.isEmpty, exchanges.isEmpty { exchanges = search.exchanges }
+        if changes.isEmpty { return }
+        if exchanges.isEmpty { exchanges = search.exchanges }
+        if mayWatch {
+            try watch(
+                search.sites(of: changes, Self.watches), for: exchanges.isEmpty ? Self.lazyWatchTime : Self.watchTime)
+        }
     }
 
-    private func watch() throws(DetourError) {
+    private func watchBusiest() throws(DetourError) {
         let all = search.sites(Self.busiestSites)
         // What was mapped once and stays is of no use again; what is written all the time is.
         var chosen = all.filter { !tried.contains($0.entry) }
         if chosen.isEmpty { chosen = all.filter { busy.contains($0.entry) } }
         chosen = Array(chosen.prefix(Self.watches))
         tried.formUnion(chosen.map(\.entry))
-        chosen = Array(chosen.prefix(freeRegisters))
+        try watch(chosen, for: Self.watchTime)
+    }
+
+    private func watch(_ chosen: [PageTableWriterSearch.Site], for time: Duration) throws(DetourError) {
+        let chosen = chosen.prefix(freeRegisters)
         if chosen.isEmpty { return }
         try set { () throws(HypervisorError) in
             for site in chosen where try debugRegisters.acquire(.entryWatch(site.address), site.breakpoint) {
@@ -167,7 +178,7 @@ final class PageTableWriterHunt {
             }
         }
         stops = 0
-        watchEnd = now() + Self.watchTime
+        watchEnd = now() + time
     }
 
     /// Has the next instructions that exchange stopped before, once each.

@@ -168,12 +168,14 @@ public final class PowerGuard {
         try enter(calls.count - 1, vcpu)
     }
 
-    /// Handles a vCPU that stopped because a watched stack slot was accessed.
-    public func handleAccess(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) {
-        guard let index = calls.firstIndex(where: { $0.isWatched && $0.hasReturned(registers) }) else { return }
+    /// Handles a vCPU that may have stopped because a watched stack slot was accessed.
+    /// - Returns: whether it has returned from a call that is followed.
+    @discardableResult
+    public func handleAccess(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) -> Bool {
+        guard let index = calls.firstIndex(where: { $0.isWatched && $0.hasReturned(registers) }) else { return false }
         let call = calls.remove(at: index)
         counts.returns += 1
-        try control { () throws(HypervisorError) in try detour.effects.settleAccess(of: vcpu) }
+        try control { () throws(HypervisorError) in _ = try detour.effects.settleAccess(of: vcpu, at: registers) }
         try stopWatching(call)
         let status = UInt32(truncatingIfNeeded: registers.rax)
         switch call.role {
@@ -187,6 +189,7 @@ public final class PowerGuard {
                     status: status))
         case .ignored, .ledTo: break
         }
+        return true
     }
 
     /// Something has to leave the guest first.

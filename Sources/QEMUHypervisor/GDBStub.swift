@@ -300,6 +300,9 @@ final class GDBStub {
         stoodAtFirst = false
     }
 
+    /// A vCPU has stopped at a breakpoint or for a watch, and nobody has taken that yet.
+    var hasPendingStop: Bool { stopReplies.contains { if case .trap = $0 { true } else { false } } }
+
     /// Takes what has arrived, and returns the oldest stop reply that nobody has taken.
     func takeStop() throws(HypervisorError) -> GDBStopReply? {
         socket.drain(into: &input)
@@ -383,6 +386,12 @@ final class GDBStub {
         }
         try expectOK("Qqemu.PhyMemMode:0")
         if let result { throw result }
+    }
+
+    /// Writes a few bytes by the linear address that the selected thread's vCPU has them at.
+    func writeVirtual(_ bytes: [UInt8], at address: UInt64) throws(HypervisorError) {
+        let text = String(decoding: GDBPacket.hex(bytes), as: UTF8.self)
+        try expectOK("M\(String(address, radix: 16)),\(String(bytes.count, radix: 16)):\(text)")
     }
 
     private func packet(_ verb: String, _ site: BreakpointSite) -> String {

@@ -5,8 +5,18 @@ import X86
 /// Reads what QEMU's human monitor prints. It has no machine-readable twin for these.
 enum MonitorText {
     /// The vCPUs' translation and system tables, from `info registers -a`.
-    static func processorTables(_ text: String) -> [ProcessorTables] {
-        // Each vCPU's part begins with "CPU#N".
+    static func processorTables(_ text: String) -> [ProcessorTables] { vcpus(text).compactMap(tables) }
+
+    /// The vCPUs that wait in `hlt`, from `info registers -a`.
+    static func haltedVCPUs(_ text: String) -> Set<VCPU> {
+        let halted = vcpus(text).enumerated().filter { _, lines in
+            lines.contains { $0.split(separator: " ").contains("HLT=1") }
+        }
+        return Set(halted.map { VCPU($0.offset) })
+    }
+
+    /// The lines of each vCPU's part, which begins with "CPU#N".
+    private static func vcpus(_ text: String) -> [[Substring]] {
         var parts: [[Substring]] = []
         for line in text.split(whereSeparator: \.isNewline) {
             if line.hasPrefix("CPU#") {
@@ -15,7 +25,7 @@ enum MonitorText {
                 parts[parts.count - 1].append(line)
             }
         }
-        return parts.compactMap(tables)
+        return parts
     }
 
     private static func tables(_ lines: [Substring]) -> ProcessorTables? {

@@ -157,6 +157,8 @@ extension QEMUMachine: ControllableMachine {
         return isOurs
     }
 
+    public var hasPendingStop: Bool { stub?.hasPendingStop ?? false }
+
     public var hasStoppedUnasked: Bool { stub?.hasStoppedUnasked ?? false }
 
     public func resume() throws(HypervisorError) {
@@ -167,6 +169,7 @@ extension QEMUMachine: ControllableMachine {
         {
             return
         }
+        haltedVCPUs = nil
         try control().resume()
         // Parsed while the machine runs, so that the first stop need not wait for it.
         _ = try control().description()
@@ -228,11 +231,25 @@ extension QEMUMachine: ControllableMachine {
         }
     }
 
-    /// Of several vCPUs that met a watch at once, QEMU reports one and forgets that access. Another's stays in
-    /// mind (`CPUState.watchpoint_hit`), and from then on that vCPU's every access to a page with a watch on it
-    /// stops it; an interrupt delivered there ends QEMU in an assertion. A stop of its own makes QEMU forget.
-    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
-        if lastStopped != vcpu { try step(vcpu) }
+    /// Of several vCPUs that met a watch at once, QEMU reports one and forgets that access; of one that met a watch when
+    /// it was told to pause, it reports the pause. Another access stays in mind (`CPUState.watchpoint_hit`), and from
+    /// then on that vCPU's every access to a page with a watch on it stops it; an interrupt delivered there ends QEMU
+    /// in an assertion, or is lost. A stop of that vCPU's own makes QEMU forget.
+    ///
+    /// A halted vCPU has executed `hlt` since its last access, so nothing of it is in mind: it would have stopped
+    /// before. It cannot be stepped: its instruction ends when an interrupt comes.
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) -> Bool {
+        if lastStopped == vcpu { return false }
+        if try halted().contains(vcpu) { return false }
+        try step(vcpu)
+        return true
+    }
+
+    private func halted() throws(HypervisorError) -> Set<VCPU> {
+        if let haltedVCPUs { return haltedVCPUs }
+        let halted = MonitorText.haltedVCPUs(try qmp.monitor("info registers -a"))
+        haltedVCPUs = halted
+        return halted
     }
 
     public func insert(_ site: BreakpointSite) throws(HypervisorError) { try control().insert(site) }

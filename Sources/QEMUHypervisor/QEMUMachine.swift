@@ -22,6 +22,8 @@ public final class QEMUMachine {
     public internal(set) var vcpuCount = 0
     /// The vCPU that the last stop named: what QEMU remembers of its watched access ended with that.
     var lastStopped: VCPU?
+    /// The vCPUs that wait in `hlt`, asked once for each time that the machine stands.
+    var haltedVCPUs: Set<VCPU>?
     /// A STOP that was not ours has been seen, and no start since.
     var isStoppedByOperator = false
     /// Set where the guardian's executable is known: the program and its leading arguments.

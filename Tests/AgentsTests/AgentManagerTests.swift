@@ -23,7 +23,8 @@ import X86
         #expect(
             allocation.call
                 == GuestCall(
-                    run.functions.allocate, [.value(0), .value(UInt64(AgentRun.size)), .value(0x6c67_6956)]))
+                    run.functions.allocate, [.value(0), .value(UInt64(AgentRun.size)), .value(0x6c67_6956)],
+                    owed: .result(run.block(GuestVirtualAddress(0)))))
         #expect(!run.manager.wantsThread && run.words.isEmpty && run.notes.isEmpty)
         run.pass(.milliseconds(3))
         try run.back(allocation.slot, Self.pool.rawValue)

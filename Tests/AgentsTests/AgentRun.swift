@@ -241,10 +241,20 @@ final class AgentRun {
     var freeCall: GuestCall { freeCall(Self.pool) }
 
     func freeCall(_ base: GuestVirtualAddress) -> GuestCall {
-        GuestCall(functions.free, [.value(base.rawValue), .value(UInt64(AgentManager.poolTag))])
+        GuestCall(
+            functions.free, [.value(base.rawValue), .value(UInt64(AgentManager.poolTag))],
+            owed: .unlessCalled(block(base)))
     }
 
-    var startCall: GuestCall { GuestCall(Self.pool + UInt64(Self.start), [.value(Self.pool.rawValue)]) }
+    var startCall: GuestCall {
+        GuestCall(
+            Self.pool + UInt64(Self.start), [.value(Self.pool.rawValue)], owed: .unlessSuccessful(block(Self.pool)))
+    }
+
+    /// What the guardian is told of a block, should it have to be given back.
+    func block(_ base: GuestVirtualAddress) -> PoolBlock {
+        PoolBlock(address: base, size: Self.size, tag: AgentManager.poolTag, free: functions.free)
+    }
 }
 
 private func machineDefaults(_ guest: FakeGuest, _ runningWrites: Bool) {

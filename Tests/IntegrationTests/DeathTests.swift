@@ -12,42 +12,68 @@ extension Integration {
         struct Session: CustomTestStringConvertible, Sendable {
             var processors: Int
             var seed: UInt64
+            /// With agents in the guest, and without a hold of its own.
+            var agents = false
 
-            var testDescription: String { "\(processors) vCPUs, seed 0x\(String(seed, radix: 16))" }
+            var testDescription: String {
+                "\(processors) vCPUs, seed 0x\(String(seed, radix: 16))\(agents ? ", agents" : "")"
+            }
+
+            func options(_ round: Int) -> [String] {
+                if agents { return ["--agents", "heartbeat"] }
+                return ["--hold", "40"] + (round / 2 % 2 == 0 ? [] : ["--allow-visible-patches"])
+            }
         }
 
         static let rounds = 50
+        /// QEMU's own last words where it is told to stop between the guest's wish to sleep and the sleep
+        /// (Documentation/qemu.md), and how often that may come in so many rounds.
+        static let knownAbort = "invalid runstate transition: 'paused' -> 'suspended'"
+        static let toleratedAborts = 2
 
         @Test(
             "Vigil dies at a random instant of calls, sleeps, wakes and boots, fifty times: nothing of it is left",
             arguments: [
                 Session(processors: 1, seed: 0x5eed_0201), Session(processors: 1, seed: 0x5eed_0202),
                 Session(processors: 2, seed: 0x5eed_0203), Session(processors: 4, seed: 0x5eed_0204),
+                Session(processors: 1, seed: 0x5eed_0205, agents: true),
+                Session(processors: 2, seed: 0x5eed_0206, agents: true),
+                Session(processors: 4, seed: 0x5eed_0207, agents: true),
             ])
         func randomInstants(_ session: Session) throws {
             var configuration = GuestConfiguration()
             configuration.extraArguments = ["-smp", String(session.processors)]
-            let guest = try BundledGuestMachine.ready(configuration)
+            var guest = try BundledGuestMachine.ready(configuration)
             var random = SeededGenerator(seed: session.seed)
-            let life = try BusyLife(guest, seed: session.seed ^ 0xffff)
+            var life = try BusyLife(guest, seed: session.seed ^ 0xffff)
+            var aborts = 0
             for round in 0..<Self.rounds {
                 let way = DyingVigil.Way.allCases[round % 2]
                 let instant = Duration.microseconds(Int.random(in: 0...450_000, using: &random))
-                let options = round / 2 % 2 == 0 ? [] : ["--allow-visible-patches"]
+                let options = session.options(round)
                 let vigil = try DyingVigil(
-                    ["attach", guest.target, "--hold", "40", "--format", "json"] + options, way: way, after: instant)
+                    ["attach", guest.target, "--format", "json"] + options, way: way, after: instant)
                 do {
                     try life.goOn(under: vigil)
                     try vigil.settle()
                     try life.expectUntouched()
                 } catch {
+                    let log = (try? String(contentsOf: guest.logFile, encoding: .utf8)) ?? ""
+                    // A pause of anybody's in the very moment in which a guest falls asleep ends QEMU 7.2. Nothing tells
+                    // of that moment; it is rare, even where a guest does nothing but fall asleep.
+                    if log.contains(Self.knownAbort), aborts < Self.toleratedAborts {
+                        aborts += 1
+                        guest = try BundledGuestMachine.ready(configuration)
+                        life = try BusyLife(guest, seed: session.seed ^ UInt64(round))
+                        continue
+                    }
                     Issue.record(
                         """
                         \(session.testDescription), round \(round), \(way) after \(instant) \(options), while \
                         \(life.doing): \(error)
                         vigil: \(vigil.process.outputText)\(vigil.process.errorText)
                         guest: \(life.describe())
-                        QEMU: \((try? String(contentsOf: guest.logFile, encoding: .utf8))?.suffix(1000) ?? "")
+                        QEMU: \(log.suffix(1000))
                         """)
                     return
                 }
@@ -269,6 +295,10 @@ private final class BusyLife {
         try Failure.unless(state == .running, "the guest is \(state)")
         let check = try guest.console.run("check", within: Self.patience).result
         try Failure.unless(check.hasPrefix("ok clean"), check)
+        let end = ContinuousClock.now + Self.patience
+        while try Integration.AgentTests.blocks(guest) > 0 {
+            try Failure.unless(ContinuousClock.now < end, "an agent is left")
+        }
         _ = seen.events()
         try expect(Self.refused, from: try startCall("5 6 0"))
         let stops = seen.events().filter { $0 == "STOP" || $0 == "RESUME" }

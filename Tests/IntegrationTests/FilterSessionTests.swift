@@ -7,6 +7,55 @@ extension Integration {
     @Suite(.serialized)
     struct FilterSessionTests {
         static let arguments = ["--agents", "pt-filter", "--allow-visible-patches", "--format", "json"]
+        /// More rounds than the test will see: the kernel's writers can be found as long as they write.
+        static let endlessRemapping = "remap 100000000"
+
+        /// A page of the kernel's code that no page-table write lies in: a copy that the guest was about to make of one
+        /// would have its patches.
+        static func page(of guest: BundledGuestMachine) throws -> UInt64 {
+            var pages: [String: UInt64] = [:]
+            for line in try guest.console.run("symbols").lines {
+                let words = line.split(separator: " ").map(String.init)
+                if words.count == 2, let address = UInt64(words[1].dropFirst(2), radix: 16) {
+                    pages[words[0]] = address & ~0xfff
+                }
+            }
+            let writers = ["MiWritePte", "MiExchangePte", "MiChangePte"].compactMap { pages[$0] }
+            try #require(writers.count == 3)
+            return try #require(
+                ["KeBugCheckEx", "KiSystemCall64", "KiPageFault"].compactMap { pages[$0] }.first {
+                    !writers.contains($0)
+                })
+        }
+
+        @Test(
+            "Translation changes of protected pages are told without a stop, whichever instruction makes them",
+            arguments: [1, 2, 4])
+        func tells(_ processors: Int) throws {
+            let guest = try AgentTests.guest(processors)
+            let page = try Self.page(of: guest)
+            try guest.console.run("load on calls")
+            _ = try guest.console.start(Self.endlessRemapping)
+            let vigil = try VigilProcess(["attach", guest.target, "--protect", "kernel-code"] + Self.arguments)
+            #expect(try vigil.event("agent-deployed").string("agent") == "pt-filter")
+            // Who moves pages was not at work yet, and is found by what it does: not at the first time.
+            let end = ContinuousClock.now + .seconds(60)
+            while !vigil.outputText.contains("translation-changed") || !vigil.outputText.contains("violation") {
+                try #require(ContinuousClock.now < end, "not told: \(vigil.outputText)")
+                try #require(try guest.console.run("move 0x\(String(page, radix: 16))").isOK)
+            }
+            let change = try vigil.event("translation-changed")
+            #expect(change.int("level") == 1 && change.string("old") != change.string("new"))
+            let call = try guest.console.start("power kernel 7 4 0")
+            // It goes, whether it has just been put there or not.
+            _ = try vigil.event("outcome")
+            #expect(try guest.console.reply(to: call)["status"] == 0)
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0)
+            try guest.console.run("load off")
+            #expect(try AgentTests.blocks(guest) == 0)
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+        }
 
         @Test(
             "The filter is deployed when the kernel's writers are known, taken out before a transition, and back after it",
@@ -14,7 +63,7 @@ extension Integration {
         func deploys(_ processors: Int) throws {
             let guest = try AgentTests.guest(processors)
             try guest.console.run("load on calls")
-            _ = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            _ = try guest.console.start(Self.endlessRemapping)
             let vigil = try VigilProcess(["attach", guest.target, "--protect", "kernel-code"] + Self.arguments)
             #expect(try vigil.event("agent-deployed").string("agent") == "pt-filter")
             let call = try guest.console.start("power kernel 7 4 0")
@@ -43,7 +92,7 @@ extension Integration {
         func killed(_ signal: Int32, _ processors: Int) throws {
             let guest = try AgentTests.guest(processors)
             try guest.console.run("load on calls")
-            _ = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            _ = try guest.console.start(Self.endlessRemapping)
             let vigil = try VigilProcess(["attach", guest.target] + Self.arguments)
             _ = try vigil.event("agent-deployed")
             vigil.send(signal)

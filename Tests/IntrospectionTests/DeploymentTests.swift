@@ -175,6 +175,20 @@ import X86
         #expect(test.run.detachment?.callersLeft == 0)
     }
 
+    @Test("A thread that comes by while Vigil leaves, faster than its pause, is let on, and the machine runs")
+    func comesByWhileLeaving() throws {
+        let test = try AgentGuest()
+        _ = test.run.run([
+            { machine in
+                machine.registers[0] = test.systemCall()
+                machine.stopBeforePause = VCPU(0)
+                return .interrupted
+            }
+        ])
+        #expect(test.machine.state == .running && test.machine.registers[0] == test.systemCall())
+        #expect(test.words == ["attached", "detached"] && test.run.isClean)
+    }
+
     @Test("Another thread that comes to the entry with a borrowed one's stack pointer does not get its registers")
     func imposter() throws {
         let test = try AgentGuest()

@@ -93,6 +93,19 @@ import X86
         #expect(effects.counts.pauses == 1)
     }
 
+    @Test("Where such a stop is still to be handled, nothing is done that would leave the machine standing")
+    func stopIsPending() throws {
+        let (machine, effects) = try Self.controlled()
+        machine.stopBeforePause = VCPU(0)
+        try effects.withPaused {}
+        #expect(try !effects.withPausedUnlessStopped { Issue.record("done during a breakpoint's stop") })
+        #expect(try machine.nextEvent(until: .now) == .stop(Stop(vcpu: VCPU(0), reason: .breakpoint)))
+        effects.noteStop()
+        try effects.resumeFromStop()
+        #expect(try effects.withPausedUnlessStopped {})
+        #expect(machine.state == .running && machine.violations == [])
+    }
+
     @Test(
         "Nothing is done that a witness refuses to hear of",
         arguments: [

@@ -21,6 +21,8 @@ final class FakeQEMU: @unchecked Sendable {
     var onStandStill: ((FakeQEMU) -> Void)?
     /// What happens just before the next packet of this verb arrives.
     var beforePacket: (verb: String, happens: (FakeQEMU) -> Void)?
+    /// What happens, and is said by an event of this name, after the run state was asked for so many times.
+    var afterStatus: (count: Int, event: String, happens: (FakeQEMU) -> Void)?
     /// What changed the run state.
     var log: [String] = []
     private var selected = 1
@@ -51,8 +53,18 @@ final class FakeQEMU: @unchecked Sendable {
             if command.name != "query-status" { log.append(line ?? command.name) }
             if command.name == "cont" { status = "running" }
             peer.send("{\"return\": \(value), \"id\": \"\(command.id)\"}\r\n")
+            if command.name == "query-status" { countStatus(peer) }
         }
         return true
+    }
+
+    private func countStatus(_ peer: ScriptedPeer) {
+        guard let next = afterStatus else { return }
+        afterStatus?.count -= 1
+        if next.count > 1 { return }
+        afterStatus = nil
+        next.happens(self)
+        peer.send("{\"event\": \"\(next.event)\"}\r\n")
     }
 
     private func answerPacket(_ peer: ScriptedPeer) -> Bool {

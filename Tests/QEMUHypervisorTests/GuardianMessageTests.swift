@@ -28,9 +28,13 @@ import X86
 
     static let place = CodePatch.Place(
         physical: GuestPhysicalAddress(0x55_5ffe), original: [0x0f, 0x01, 0xd3, 4, 5], patch: [0xcd, 0x20, 0x90, 6, 7])
+    static let block = PoolBlock(
+        address: GuestVirtualAddress(0xffff_b900_0000_0010), size: 976, tag: 0x6c67_6956,
+        free: GuestVirtualAddress(0xffff_f806_4a21_0000))
     static let trace = AgentTrace(
         header: GuestPhysicalAddress(0x99_9000), magic: 0x3174_6e67_4167_6956, mayLeaveOffset: 0x74,
-        stopWantedOffset: 0x70, leaveByItself: 2, gate: 0xffff_b900_0000_0140..<0xffff_b900_0000_0160)
+        stopWantedOffset: 0x70, stageOffset: 0x78, leaveByItself: 2, leaving: 3, left: 3,
+        gate: 0xffff_b900_0000_0140..<0xffff_b900_0000_0160, block: block)
     static var vectors: VectorRegisters {
         var vectors = VectorRegisters()
         for (index, path) in VectorRegisters.all.enumerated() {
@@ -44,6 +48,13 @@ import X86
         var generator = SeededGenerator(seed: 11)
         let caller = HeldCaller(slot: 7, registers: DescriptionSample.random(&generator))
         let delay = HeldCaller.Delay(entry: location.entry, arrivalRSP: .max - 7, vcpu: VCPU(63))
+        let owing = [OwedBlock.result(block), .unlessSuccessful(block), .unlessCalled(block)].map { owed in
+            var owing = delay
+            owing.owed = owed
+            return GuardianMessage.hold(HeldCaller(slot: 5, registers: caller.registers, delay: owing))
+        }
+        var entrance = place
+        entrance.entrance = GuestVirtualAddress(.max - 3)
         var gateless = trace
         gateless.gate = 0..<0
         let restored = CodePatch.Place(physical: place.physical, original: place.original, patch: [])
@@ -52,12 +63,12 @@ import X86
         return [
             .beat, .pause, .resume, .farewell, .handler(nil), .handler(location), .hold(caller), .release(slot: 0),
             .release(slot: 7), .patch(patch), .patch(nil), .sentOff(slot: 63),
-            .replace(place), .replace(restored), .replace(large),
+            .replace(place), .replace(restored), .replace(large), .replace(entrance),
             .agent(0, nil), .agent(3, nil), .agent(3, trace), .agent(0, gateless),
             .hold(HeldCaller(slot: 1, registers: caller.registers, vectors: vectors)),
             .hold(HeldCaller(slot: 2, registers: caller.registers, delay: delay)),
             .hold(HeldCaller(slot: 63, registers: caller.registers, delay: delay, vectors: vectors)),
-        ] + sites.map { .insert($0) } + sites.map { .remove($0) }
+        ] + owing + sites.map { .insert($0) } + sites.map { .remove($0) }
     }
 
     @Test("Every message arrives as it was sent, and fits into a datagram")
@@ -126,7 +137,10 @@ import X86
             return bytes
         }
         #expect(GuardianMessage(bytes: good) != nil)
-        for (word, value) in [(1, UInt64.max), (4, .max), (5, .max), (6, 1 << 32), (7, .max)] {
+        for (word, value) in [
+            (1, UInt64.max), (4, .max), (5, .max), (6, .max), (7, 1 << 32), (8, 1 << 32), (9, 1 << 32), (10, .max),
+            (13, .max), (14, 1 << 32),
+        ] {
             #expect(GuardianMessage(bytes: with(word, value)) == nil, "word \(word)")
         }
         let replaced = GuardianMessage.replace(Self.place).bytes

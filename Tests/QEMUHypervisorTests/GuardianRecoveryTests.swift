@@ -54,6 +54,15 @@ import X86
         #expect(qemu.sites.values.allSatisfy { $0 == 0 } && qemu.status == "running" && qemu.writes.isEmpty)
     }
 
+    @Test("A caller that was let in is not stopped on its way to sleep: the guest is disarmed when it sleeps")
+    func aboutToSleep() throws {
+        let qemu = FakeQEMU(status: "running")
+        qemu.sites = [Self.entry: 1, "4,2000,8": 1]
+        qemu.afterStatus = (3, "SUSPEND", { $0.status = "suspended" })
+        _ = try Self.recover(qemu) { $0.sites = [Self.entrySite, Self.watch] }
+        #expect(qemu.status == "suspended" && qemu.sites.values.allSatisfy { $0 == 0 } && !qemu.log.contains("c"))
+    }
+
     @Test("A pause of Vigil's is ended, one of the operator's is not", arguments: [true, false])
     func paused(isOurs: Bool) throws {
         let qemu = FakeQEMU(status: "paused")
@@ -282,6 +291,22 @@ import X86
         #expect(report.contains("1 places") && report.contains("1 agents"))
     }
 
+    @Test("A vCPU that has come by the gate and not got to the agent yet is taken there before the gate is as it was")
+    func atEntrance() throws {
+        var gate = Self.place
+        gate.entrance = GuestVirtualAddress(0xffff_f806_4a20_9000)
+        let qemu = Self.guest([(gate.physical, gate.patch)])
+        let other = CodePatch.Place(physical: GuestPhysicalAddress(0x10), original: [1, 2], patch: [0, 0])
+        qemu.registers = [Registers(), Registers()]
+        qemu.registers[1].rip = 0xffff_f806_4a20_9000
+        let report = try Self.recover(qemu) {
+            $0.replaced = [gate.physical: gate, other.physical: other]
+        }
+        // Two instructions of four bytes, of five.
+        #expect(qemu.registers[1].rip == 0xffff_f806_4a20_9008 && qemu.registers[0].rip == 0)
+        #expect(qemu.writes.map(\.bytes) == [other.original, gate.original] && report.contains("2 places"))
+    }
+
     @Test("Bytes that are not the patch any more, and memory that is no agent's any more, are left alone")
     func notTheirs() throws {
         let contents: [(GuestPhysicalAddress, [UInt8])] = [
@@ -420,6 +445,110 @@ import X86
         }
         #expect(qemu.registers[1] == caller && qemu.registers[0] == Registers())
         #expect(qemu.log.filter { $0 == "c" }.count == 1 && qemu.status == "running" && qemu.sites[Self.entry] == 0)
+    }
+
+    static let block = GuardianMessageTests.block
+    /// A caller that owes something.
+    static func owing(_ owed: OwedBlock, _ caller: Registers) -> HeldCaller {
+        var held = inDelay(caller)
+        held.delay?.owed = owed
+        return held
+    }
+
+    /// The caller has been sent to give the block back.
+    static func isFreeing(_ qemu: FakeQEMU, _ caller: Registers) -> Bool {
+        let registers = qemu.registers[0]
+        let returnAddress = withUnsafeBytes(of: location.entry.rawValue) { Array($0) }
+        return registers.rip == block.free.rawValue && registers.rcx == block.address.rawValue
+            && registers.rdx == UInt64(block.tag) && registers.rsp == caller.rsp - 0x30
+            && qemu.writes.contains { $0.address == registers.rsp && $0.bytes == returnAddress }
+    }
+
+    @Test(
+        "A block that a call has returned, or that a call was to take over and did not, is given back by its caller",
+        arguments: [
+            (OwedBlock.result(block), block.address.rawValue, true), (.result(block), 0, false),
+            (.unlessSuccessful(block), 0xc000_009a, true), (.unlessSuccessful(block), 0, false),
+            (.unlessCalled(block), 0, false),
+        ])
+    func owes(owed: OwedBlock, result: UInt64, isOwed: Bool) throws {
+        let qemu = FakeQEMU(status: "running")
+        let caller = Self.busyCaller()
+        var runs = 0
+        qemu.onRun = { qemu in
+            runs += 1
+            if runs == 2, isOwed { #expect(Self.isFreeing(qemu, caller)) }
+            if runs > (isOwed ? 2 : 1) { return false }
+            qemu.registers[0] = Self.arrived(caller)
+            qemu.registers[0].rax = runs == 1 ? result : 0
+            return true
+        }
+        let report = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.held = [0: Self.owing(owed, caller)]
+            $0.sentOff = [0]
+        }
+        #expect(runs == (isOwed ? 3 : 2) && qemu.registers[0] == caller && qemu.status == "running")
+        #expect(report.contains("1 blocks of the guest's pool given back") == isOwed)
+    }
+
+    @Test(
+        "One that was not sent off yet gives back what its call was about",
+        arguments: [OwedBlock.unlessSuccessful(block), .unlessCalled(block)])
+    func owesBefore(owed: OwedBlock) throws {
+        let qemu = FakeQEMU(status: "debug")
+        let caller = Self.busyCaller()
+        qemu.registers[0] = Self.arrived(caller)
+        var runs = 0
+        qemu.onRun = { qemu in
+            runs += 1
+            guard runs == 1 else { return false }
+            #expect(Self.isFreeing(qemu, caller))
+            qemu.registers[0] = Self.arrived(caller)
+            return true
+        }
+        _ = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.held = [0: Self.owing(owed, caller)]
+        }
+        #expect(runs == 2 && qemu.registers[0] == caller && qemu.status == "running")
+    }
+
+    @Test(
+        "The memory of an agent whose thread has left it to Vigil is given back by a caller that is away, or said to stay",
+        arguments: [true, false])
+    func left(isSomebodyAway: Bool) throws {
+        let qemu = FakeQEMU(status: "running")
+        let caller = Self.busyCaller()
+        let trace = GuardianMessageTests.trace
+        for (offset, value) in [(0, trace.magic), (0x70, 3), (0x78, 3)] {
+            let place = trace.header.rawValue + UInt64(offset)
+            for index in 0..<8 {
+                qemu.memory[place + UInt64(index)] = UInt8(truncatingIfNeeded: value >> (8 * UInt64(index)))
+            }
+        }
+        var runs = 0
+        qemu.onRun = { qemu in
+            runs += 1
+            if runs == 2 { #expect(Self.isFreeing(qemu, caller)) }
+            guard isSomebodyAway, runs <= 2 else { return false }
+            qemu.registers[0] = Self.arrived(caller)
+            return true
+        }
+        let report = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.agents = [0: trace]
+            if isSomebodyAway {
+                $0.held = [0: Self.inDelay(caller)]
+                $0.sentOff = [0]
+            }
+        }
+        // It has gone: it is not told to do so.
+        #expect(
+            !qemu.writes.contains { $0.address == trace.header.rawValue + 0x70 } && !report.contains("by themselves"))
+        #expect(runs == (isSomebodyAway ? 3 : 1) && qemu.status == "running")
+        #expect(report.contains(isSomebodyAway ? "given back" : "976 bytes at"))
+        #expect(qemu.memory[trace.header.rawValue] == (isSomebodyAway ? 0 : 0x56))
     }
 
     @Test("For a caller in a delay of a guest that its operator stopped, the operator is waited for")

@@ -63,6 +63,7 @@ public final class FakeMachine {
     public var lossOfControl: HypervisorError?
     public private(set) var hasAbandonedWitness = false
     public private(set) var hasStoppedUnasked = false
+    public private(set) var hasPendingStop = false
     /// What it says that it lacks since it woke, and how often it was asked.
     public var lossAfterWake: String?
     public private(set) var looksAfterWake = 0
@@ -114,6 +115,11 @@ public final class FakeMachine {
         state = .stoppedByDebugger
         stopper = .breakpoint
         return .stop(Stop(vcpu: VCPU(vcpu), reason: reason))
+    }
+
+    private func takePendingStop(_ vcpu: VCPU) -> MachineEvent {
+        hasPendingStop = false
+        return stop(vcpu.index, .breakpoint)
     }
 
     /// Others start the standing machine, and what Vigil does next stops it.
@@ -188,7 +194,7 @@ extension FakeMachine: ControllableMachine {
     public func closeControl() throws(HypervisorError) {
         try perform(.close)
         demand(sites.isEmpty, "control given up with \(sites.count) breakpoints set")
-        demand(stopper != .us || !stands, "control given up during a stop of ours")
+        demand(stopper == .others || !stands, "control given up during a stop of ours, or of a breakpoint's")
         isControlled = false
         log.append(.closedControl)
     }
@@ -207,7 +213,8 @@ extension FakeMachine: ControllableMachine {
         demand(!stands, "a pause of a machine that stands")
         if let vcpu = stopBeforePause {
             stopBeforePause = nil
-            script.insert({ $0.stop(vcpu.index, .breakpoint) }, at: 0)
+            hasPendingStop = true
+            script.insert({ $0.takePendingStop(vcpu) }, at: 0)
             state = .stoppedByDebugger
             stopper = .breakpoint
             return false
@@ -249,9 +256,10 @@ extension FakeMachine: ControllableMachine {
         vectors[vcpu.index] = new
     }
 
-    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) {
+    public func settleAccess(of vcpu: VCPU) throws(HypervisorError) -> Bool {
         demand(stands, "an access of a running machine is settled")
         log.append(.settled(vcpu))
+        return false
     }
 
     public func step(_ vcpu: VCPU) throws(HypervisorError) {

@@ -67,7 +67,8 @@ typedef struct {
     u32 Interval;            // 0x64: between two rounds of its thread, in milliseconds
     u32 LeaseRounds;         // 0x68: after so many without a change of Lease the host is dead
     volatile u32 Lease;      // 0x6C: changed by a living host
-    volatile u32 StopWanted; // 0x70: written by the host, which then sets Event
+    volatile u32 StopWanted; // 0x70: written by the host, which then sets Event: 1 to leave, 2 to free itself
+                             // besides; 3 by the thread, when it leaves its memory to the host
     volatile u32 MayLeave;   // 0x74: written by the host: nothing of the guest leads here any more
     volatile u32 Stage;      // 0x78: AGENT_STAGE
     volatile s32 Inside;     // 0x7C: how many are in it that came by the gate

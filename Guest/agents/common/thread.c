@@ -47,7 +47,9 @@ WINDOWS HIDDEN void AgentThread(void *Context)
     }
     Agent->Stage = AgentDraining;
     AgentDrain(Agent);
-    if (Agent->StopWanted == 2)
+    // Whose the memory is to give back is decided here, once.
+    Expected = 1;
+    if (!__atomic_compare_exchange_n(&Agent->StopWanted, &Expected, 3, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
         AgentFreeAndLeave(Agent);
     AgentLeave(Agent, AgentLeft);
 }

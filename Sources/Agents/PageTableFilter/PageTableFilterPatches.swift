@@ -110,7 +110,8 @@ public struct PageTableFilterPatches: Sendable {
     ) throws(PageTableFilterError) -> [CodePatch.Place] {
         try pieces(of: patch.address, count: patch.original.count, in: memory).map { range, physical in
             CodePatch.Place(
-                physical: physical, original: Array(patch.original[range]), patch: Array(patch.replacement[range]))
+                physical: physical, original: Array(patch.original[range]), patch: Array(patch.replacement[range]),
+                entrance: patch.address == gate.handler ? patch.address + UInt64(range.lowerBound) : nil)
         }
     }
 

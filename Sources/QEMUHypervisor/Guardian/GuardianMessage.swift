@@ -72,21 +72,25 @@ extension GuardianMessage {
         case .replace(let place):
             words = [
                 Kind.replace.rawValue, place.physical.rawValue, UInt64(place.original.count), UInt64(place.patch.count),
+                place.entrance?.rawValue ?? 0,
             ]
             tail = place.original + place.patch
         case .agent(let number, nil): words = [Kind.agent.rawValue, UInt64(number)]
         case .agent(let number, let trace?):
             words = [
                 Kind.agent.rawValue, UInt64(number), trace.header.rawValue, trace.magic,
-                UInt64(trace.mayLeaveOffset), UInt64(trace.stopWantedOffset), UInt64(trace.leaveByItself),
+                UInt64(trace.mayLeaveOffset), UInt64(trace.stopWantedOffset), UInt64(trace.stageOffset),
+                UInt64(trace.leaveByItself), UInt64(trace.leaving), UInt64(trace.left),
                 trace.gate.lowerBound, trace.gate.upperBound,
             ]
+            words += trace.block.words
         case .hold(let caller):
             if let delay = caller.delay {
                 words = [
                     Kind.holdInDelay.rawValue, UInt64(caller.slot), delay.entry.rawValue, delay.arrivalRSP,
                     UInt64(delay.vcpu.index),
                 ]
+                words += OwedBlock.words(delay.owed)
             } else {
                 words = [Kind.hold.rawValue, UInt64(caller.slot)]
             }
@@ -158,36 +162,41 @@ extension GuardianMessage {
             self = .patch(patch)
         case .replace:
             guard let physical = word(1), let original = int(2), let patch = int(3),
-                original <= Self.maximumLength, patch <= Self.maximumLength, bytes.count == 32 + original + patch
+                let entrance = word(4),
+                original <= Self.maximumLength, patch <= Self.maximumLength, bytes.count == 40 + original + patch
             else { return nil }
             self = .replace(
                 CodePatch.Place(
-                    physical: GuestPhysicalAddress(physical), original: Array(bytes[32..<32 + original]),
-                    patch: Array(bytes[(32 + original)...])))
+                    physical: GuestPhysicalAddress(physical), original: Array(bytes[40..<40 + original]),
+                    patch: Array(bytes[(40 + original)...]),
+                    entrance: entrance == 0 ? nil : GuestVirtualAddress(entrance)))
         case .agent:
             guard let number = int(1) else { return nil }
             guard bytes.count > 16 else {
                 self = .agent(number, nil)
                 return
             }
+            func half(_ index: Int) -> UInt32? { word(index).flatMap { UInt32(exactly: $0) } }
             guard let header = word(2), let magic = word(3), let mayLeave = int(4), let stopWanted = int(5),
-                let value = word(6).flatMap({ UInt32(exactly: $0) }), let start = word(7), let end = word(8),
-                start <= end
+                let stage = int(6), let byItself = half(7), let leaving = half(8), let left = half(9),
+                let start = word(10), let end = word(11), start <= end, let block = PoolBlock(at: 12, word)
             else { return nil }
             self = .agent(
                 number,
                 AgentTrace(
                     header: GuestPhysicalAddress(header), magic: magic, mayLeaveOffset: mayLeave,
-                    stopWantedOffset: stopWanted, leaveByItself: value, gate: start..<end))
+                    stopWantedOffset: stopWanted, stageOffset: stage, leaveByItself: byItself, leaving: leaving,
+                    left: left, gate: start..<end, block: block))
         case .hold:
             guard let slot = int(1), let registers = registers(after: 2) else { return nil }
             self = .hold(HeldCaller(slot: slot, registers: registers.general, vectors: registers.vectors))
         case .holdInDelay:
             guard let slot = int(1), let entry = word(2), let arrivalRSP = word(3), let index = int(4),
-                let registers = registers(after: 5)
+                let kind = word(5), let block = PoolBlock(at: 6, word), let registers = registers(after: 10)
             else { return nil }
             let delay = HeldCaller.Delay(
-                entry: GuestVirtualAddress(entry), arrivalRSP: arrivalRSP, vcpu: VCPU(index))
+                entry: GuestVirtualAddress(entry), arrivalRSP: arrivalRSP, vcpu: VCPU(index),
+                owed: OwedBlock(kind: kind, block))
             self = .hold(
                 HeldCaller(
                     slot: slot, registers: registers.general, delay: delay, vectors: registers.vectors))
@@ -198,6 +207,39 @@ extension GuardianMessage {
             guard let slot = int(1) else { return nil }
             self = .release(slot: slot)
         case .farewell: self = .farewell
+        }
+    }
+}
+
+extension PoolBlock {
+    fileprivate var words: [UInt64] { [address.rawValue, UInt64(size), UInt64(tag), free.rawValue] }
+
+    /// - Parameter word: one of a message's words by its number.
+    fileprivate init?(at first: Int, _ word: (Int) -> UInt64?) {
+        guard let address = word(first), let size = word(first + 1).flatMap({ Int(exactly: $0) }),
+            let tag = word(first + 2).flatMap({ UInt32(exactly: $0) }), let free = word(first + 3)
+        else { return nil }
+        self.init(address: GuestVirtualAddress(address), size: size, tag: tag, free: GuestVirtualAddress(free))
+    }
+}
+
+extension OwedBlock {
+    /// A kind, and the block.
+    fileprivate static func words(_ owed: OwedBlock?) -> [UInt64] {
+        switch owed {
+        case nil: [0, 0, 0, 0, 0]
+        case .result(let block): [1] + block.words
+        case .unlessSuccessful(let block): [2] + block.words
+        case .unlessCalled(let block): [3] + block.words
+        }
+    }
+
+    fileprivate init?(kind: UInt64, _ block: PoolBlock) {
+        switch kind {
+        case 1: self = .result(block)
+        case 2: self = .unlessSuccessful(block)
+        case 3: self = .unlessCalled(block)
+        default: return nil
         }
     }
 }
@@ -264,6 +306,11 @@ struct GuardedState: Equatable {
     var sentOff: Set<Int> = []
     /// A stop without a breakpoint is Vigil's own, if the machine stands.
     var stopIsOurs = false
+
+    /// Addresses that somebody's access of would stop the machine.
+    var watchedAddresses: [UInt64] {
+        sites.compactMap { if case .access(let address, _) = $0 { address.rawValue } else { nil } }
+    }
 
     mutating func apply(_ message: GuardianMessage) {
         switch message {
