@@ -649,6 +649,13 @@ public final class AgentManager {
         return nextDeadline()
     }
 
+    /// Asks an agent for what it has found out, before its turn.
+    public func hear(_ name: String) throws(AgentError) {
+        guard let agent = agents.first(where: { $0.program.name == name }) else { return }
+        agent.nextCollection = now()
+        try hear(agent)
+    }
+
     private func nextDeadline() -> Deadline? {
         // A call that is under way has a deadline of its own.
         var next = agents.filter {

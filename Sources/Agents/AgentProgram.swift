@@ -21,13 +21,19 @@ public struct TranslationChange: Hashable, Sendable {
     public var new: UInt64
     /// Behind the instruction that wrote it.
     public var writer: GuestVirtualAddress
+    /// The vCPU that made it has not gone on yet.
+    public var isAtOnce: Bool
 
-    public init(page: GuestVirtualAddress, level: Int, old: UInt64, new: UInt64, writer: GuestVirtualAddress) {
+    public init(
+        page: GuestVirtualAddress, level: Int, old: UInt64, new: UInt64, writer: GuestVirtualAddress,
+        isAtOnce: Bool = false
+    ) {
         self.page = page
         self.level = level
         self.old = old
         self.new = new
         self.writer = writer
+        self.isAtOnce = isAtOnce
     }
 }
 

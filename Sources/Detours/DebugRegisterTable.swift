@@ -16,13 +16,15 @@ public final class DebugRegisterTable {
         case injection
         /// Where the guest comes by when it crashes.
         case bugCheck
+        /// Where a change of a watched translation is told at once.
+        case reportPoint
         /// Who writes a page-table entry.
         case entryWatch(GuestVirtualAddress)
 
         /// A register that is in use for this is given up where there is none left for what is not.
         var isExpendable: Bool {
             switch self {
-            case .bugCheck, .entryWatch: true
+            case .bugCheck, .reportPoint, .entryWatch: true
             case .entry, .returnWatch, .injection: false
             }
         }

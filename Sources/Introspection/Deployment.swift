@@ -27,6 +27,8 @@ final class Deployment: TransitionParticipant {
     private let filter: PageTableFilterAgent?
     private let kernel: WindowsKernel
     private var hunt: PageTableWriterHunt?
+    /// Where the filter's changes are told at once; nil where that was not asked for.
+    private let reportPoint: ReportPointWatch?
     /// What the filter watches.
     private var filteredPages: Set<GuestVirtualAddress> = []
     /// Whether agents are taken out before a transition. Without that, the guest goes down with them in it.
@@ -46,7 +48,7 @@ final class Deployment: TransitionParticipant {
 
     init(
         agents: AgentManager, filter: PageTableFilterAgent?, kernel: WindowsKernel,
-        protections: ProtectionWatch, withdraws: Bool, detour: PatchlessDetour,
+        protections: ProtectionWatch, withdraws: Bool, reportsAtOnce: Bool, detour: PatchlessDetour,
         callers: CallerReader, dispatcher: GuestVirtualAddress?,
         bugCheck: GuestVirtualAddress?, report: @escaping (EngineEvent) -> Void
     ) {
@@ -60,6 +62,8 @@ final class Deployment: TransitionParticipant {
         self.dispatcher = dispatcher
         self.bugCheck = bugCheck
         self.report = report
+        reportPoint =
+            reportsAtOnce ? ReportPointWatch(detour.debugRegisters, warn: { report(.warning($0)) }) : nil
     }
 
     private var effects: GuestEffects { detour.effects }
@@ -72,6 +76,7 @@ final class Deployment: TransitionParticipant {
     func begins(_ id: RequestID, _ transition: Transition) throws(DetourError) {
         requests[id] = transition
         try hunt?.release()
+        try reportPoint?.release()
         guard withdraws else { return }
         protections.begins(id, transition)
         try attempt { () throws(AgentError) in try agents.suspend() }
@@ -175,7 +180,8 @@ final class Deployment: TransitionParticipant {
         if pages.isEmpty { pages = residentCode }
         if pages == filteredPages { return }
         filteredPages = pages
-        try attempt { () throws(AgentError) in try filter.watch(pages) }
+        let immediate = reportPoint == nil ? [] : pages
+        try attempt { () throws(AgentError) in try filter.watch(pages, immediate: immediate) }
     }
 
     /// The pages of the kernel's code that are not paged out: sections whose names begin with PAGE may be.
@@ -214,7 +220,21 @@ final class Deployment: TransitionParticipant {
             try handleBugCheck()
             return true
         }
+        if let reportPoint, reportPoint.isArrival(registers) {
+            try handleReport(vcpu, reportPoint)
+            return true
+        }
         return try handleAccess(vcpu, registers)
+    }
+
+    /// A vCPU has changed the translation of a watched page, and has not gone on yet.
+    private func handleReport(_ vcpu: VCPU, _ reportPoint: ReportPointWatch) throws(DetourError) {
+        if let filter {
+            filter.standingReports = try reportPoint.standingReports()
+            defer { filter.standingReports = [] }
+            try attempt { () throws(AgentError) in try agents.hear(filter.name) }
+        }
+        try reportPoint.stepOver(vcpu)
     }
 
     /// Handles a vCPU that may have stopped because of a page-table entry that is watched.
@@ -291,6 +311,7 @@ final class Deployment: TransitionParticipant {
     func handleBugCheck() throws(DetourError) {
         try attempt { () throws(AgentError) in try agents.zeroEverything() }
         try control { () throws(HypervisorError) in try debugRegisters.release(.bugCheck) }
+        try reportPoint?.release()
     }
 
     // MARK: Time and ends
@@ -305,12 +326,15 @@ final class Deployment: TransitionParticipant {
         try updateFilter()
         try lookForThread()
         try watchForCrash()
-        return [hunted, due ?? nil, protections.tick()].compactMap(\.self).min()
+        // Last: all others go before it.
+        let awaited = try reportPoint?.tick(isInTransition ? nil : filter?.reportPoint)
+        return [hunted, due ?? nil, awaited ?? nil, protections.tick()].compactMap(\.self).min()
     }
 
     /// Leaves the guest: nothing leads to an agent, and those that are there leave by themselves. The machine stands.
     func leave() throws(DetourError) {
         try hunt?.release()
+        try reportPoint?.release()
         hunt = nil
         try attempt { () throws(AgentError) in try agents.release() }
     }

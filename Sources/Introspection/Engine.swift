@@ -22,6 +22,9 @@ public struct EngineOptions {
     public var allowVisiblePatches = false
     /// What runs in the guest while Vigil is attached.
     public var agents: Set<AgentKind> = []
+    /// Changes that the page-table filter tells of are told while the vCPU that made them stands, as long as a debug
+    /// register is left for that.
+    public var reportsAtOnce = false
     /// What is protected while Vigil is attached.
     public var protections: Set<ProtectionKind> = []
     /// The names of images whose processes `ProtectionKind.userCode` protects.
@@ -331,7 +334,7 @@ public final class Engine {
         let filter = programs.lazy.compactMap { $0 as? PageTableFilterAgent }.first
         let deployment = Deployment(
             agents: agents, filter: filter, kernel: survey.kernel, protections: watch,
-            withdraws: options.withdrawsAgents, detour: function,
+            withdraws: options.withdrawsAgents, reportsAtOnce: options.reportsAtOnce, detour: function,
             callers: callers, dispatcher: try? survey.serviceTable.get().dispatcher,
             bugCheck: survey.bugCheck?.address, report: report)
         self.deployment = deployment

@@ -43,6 +43,7 @@ extension JSONRendering {
             line.add("old", hex(change.old))
             line.add("new", hex(change.new))
             line.add("writer", hex(change.writer.rawValue))
+            line.add("atOnce", change.isAtOnce)
             return line
         case .stalled(let gap):
             var line = JSONLine(event: "guest-stalled")
@@ -71,6 +72,7 @@ extension TextRendering {
         case .report(let name, .translationChanged(let change)):
             "\(name): the translation of \(change.page) changed at level \(change.level), from \(hex(change.old)) to "
                 + "\(hex(change.new)), by the instruction before \(change.writer)"
+                + (change.isAtOnce ? ", which has not gone on yet" : "")
         case .report(let name, .stalled(let gap)): "\(name): no thread of the guest ran for \(gap.readable)"
         case .report(let name, .lost(let count)): "\(name): \(count) reports were lost"
         }

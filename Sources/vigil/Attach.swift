@@ -43,6 +43,12 @@ struct Attach: ParsableCommand {
                 + AgentKind.allCases.map(\.rawValue).joined(separator: ", ") + ".",
             valueName: "agent"))
     var agents: [AgentKind] = []
+    @Flag(
+        help: """
+            Let pt-filter stop the guest at each change that it tells of, so that it is told while the vCPU that made \
+            it stands: as long as a debug register is left for that.
+            """)
+    var reportAtOnce = false
     @Option(
         parsing: .upToNextOption,
         help: ArgumentHelp(
@@ -85,6 +91,9 @@ struct Attach: ParsableCommand {
         if protect.contains(.userCode) && process.isEmpty {
             throw ValidationError("--protect user-code needs --process, the image names of the processes to protect.")
         }
+        if reportAtOnce && !agents.contains(.pageTableFilter) && !commands {
+            throw ValidationError("--report-at-once needs --agents pt-filter, whose reports it is about.")
+        }
         if state?.isEmpty == true { throw ValidationError("--state takes the path of a directory.") }
         if let hold, hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
         if hold != nil && runBefore != nil {
@@ -109,6 +118,7 @@ struct Attach: ParsableCommand {
         options.waiting = allowVisiblePatches ? .handler : .delay
         options.guardOptions = PowerGuardOptions(hold: hold.map { .milliseconds($0) })
         options.agents = Set(agents)
+        options.reportsAtOnce = reportAtOnce
         options.protections = Set(protect)
         options.protectedProcesses = process
         if commands {

@@ -21,6 +21,7 @@ struct VigilEvent: CustomStringConvertible {
 
     func string(_ member: String) -> String? { members[member] as? String }
     func int(_ member: String) -> Int? { members[member] as? Int }
+    func bool(_ member: String) -> Bool? { members[member] as? Bool }
     func strings(_ member: String) -> [String]? { members[member] as? [String] }
 }
 

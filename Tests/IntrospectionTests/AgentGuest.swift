@@ -28,8 +28,8 @@ final class AgentGuest {
 
     var machine: FakeMachine { guest.machine }
 
-    init(vcpus: Int = 1) throws {
-        guest = FakeGuest(vcpus: vcpus)
+    init(_ options: SyntheticKernelOptions = .init(), vcpus: Int = 1) throws {
+        guest = FakeGuest(options, vcpus: vcpus)
         guest.addPool(pages: 64)
         // Behind the function's end: `push rbx`.
         guest.kernel.write(UInt8(0x53), at: guest.kernel.address("KeDelayExecutionThread") + 8)

@@ -19,6 +19,9 @@ public final class PageTableFilterAgent: AgentProgram {
     /// What writes page tables. Taken at the next deployment.
     public var writers: [PageTableWriter] = []
 
+    /// The sequences of reports whose vCPUs stand at the report point, while those are being collected.
+    public var standingReports: Set<UInt64> = []
+
     private var pages: Set<GuestVirtualAddress> = []
     private var immediate: Set<GuestVirtualAddress> = []
     /// By the numbers that reports have: what is watched now, and what was until the last update. A report made before
@@ -254,7 +257,8 @@ public final class PageTableFilterAgent: AgentProgram {
             reports.append(
                 .translationChanged(
                     TranslationChange(
-                        page: entry.page, level: entry.level, old: report.old, new: report.new, writer: report.end)))
+                        page: entry.page, level: entry.level, old: report.old, new: report.new, writer: report.end,
+                        isAtOnce: standingReports.contains(report.sequence))))
         }
         if counts.lost > lost {
             reports.append(.lost(counts.lost - lost))

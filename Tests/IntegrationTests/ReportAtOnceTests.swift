@@ -1,0 +1,191 @@
+import Agents
+import BundledGuest
+import Foundation
+import GuestMemory
+import HypervisorInterface
+import Introspection
+import QEMUHypervisor
+import Testing
+import X86
+
+extension Integration {
+    /// Changes of protected pages, and where the vCPU that made them is when they are told.
+    @Suite(.serialized)
+    struct ReportAtOnceTests {
+        /// A change, and the vCPUs that stood at the filter's report point when it was told.
+        struct Told {
+            var change: TranslationChange
+            var standing: [Registers]
+        }
+
+        /// An engine on a thread of its own. What is told is looked into on that thread, in the moment of telling.
+        final class Session: @unchecked Sendable {
+            private let condition = NSCondition()
+            private var told: [Told] = []
+            private var isDeployed = false
+            private var isOver = false
+            private var failure: (any Error)?
+            private var warnings: [String] = []
+            private let wake = Pipe()
+
+            init(_ target: String, atOnce: Bool) throws {
+                let image = try AgentImage.bundled("ptfilter")
+                let layout = try PageTableFilterLayout(image: image.bytes, data: image.data, size: image.size)
+                let thread = Thread { [self] in
+                    do {
+                        try run(target, atOnce, reportPoint: layout.reportPoint)
+                        end(nil)
+                    } catch {
+                        end(error)
+                    }
+                }
+                thread.stackSize = 8 << 20
+                thread.start()
+            }
+
+            private func run(_ target: String, _ atOnce: Bool, reportPoint: Int) throws {
+                let machine = try QEMUMachine(
+                    QEMUTarget(String(target.dropFirst("qemu:".count))),
+                    guardianCommand: [VigilProcess.path, "guardian"])
+                machine.wakeDescriptor = wake.fileHandleForReading.fileDescriptor
+                var options = EngineOptions()
+                options.agents = [.pageTableFilter]
+                options.allowVisiblePatches = true
+                options.protections = [.serviceTables, .kernelCode]
+                options.reportsAtOnce = atOnce
+                var point: UInt64 = 0
+                _ = try Engine(machine, options: options) { [self] event in
+                    switch event {
+                    case .agent(.deployed(_, let base, _, _, _)):
+                        point = base.rawValue + UInt64(reportPoint)
+                        note { isDeployed = true }
+                    case .agent(.report(_, .translationChanged(let change))):
+                        // Only of a machine that stands can registers be read.
+                        let stands = (try? machine.isStanding) == true
+                        let all = stands ? (0..<machine.vcpuCount).map { try? machine.registers(of: VCPU($0)) } : []
+                        let standing = all.compactMap(\.self).filter { $0.rip == point }
+                        note { told.append(Told(change: change, standing: standing)) }
+                    case .warning(let reason): note { warnings.append(reason) }
+                    default: break
+                    }
+                }.run()
+            }
+
+            private func note(_ body: () -> Void) {
+                condition.lock()
+                body()
+                condition.broadcast()
+                condition.unlock()
+            }
+
+            private func end(_ error: (any Error)?) {
+                note {
+                    failure = error
+                    isOver = true
+                }
+            }
+
+            /// The filter is in the guest.
+            var hasFilter: Bool {
+                get throws {
+                    condition.lock()
+                    defer { condition.unlock() }
+                    if let failure { throw failure }
+                    return isDeployed
+                }
+            }
+
+            /// Forgets what was told: frames are used again.
+            func forget() { note { told = [] } }
+
+            /// What was told of the entry that this value was written to; nil where nothing is told within that time.
+            func change(to new: UInt64, within time: TimeInterval) -> Told? {
+                condition.lock()
+                defer { condition.unlock() }
+                let deadline = Date().addingTimeInterval(time)
+                while true {
+                    if let found = told.first(where: { $0.change.new & PageTableEntry.addressMask == new }) {
+                        return found
+                    }
+                    if isOver || !condition.wait(until: deadline) { return nil }
+                }
+            }
+
+            /// Leaves the guest.
+            /// - Returns: the warnings that there were.
+            func leave() throws -> [String] {
+                wake.fileHandleForWriting.write(Data([1]))
+                condition.lock()
+                defer { condition.unlock() }
+                while !isOver { condition.wait() }
+                if let failure { throw failure }
+                return warnings
+            }
+        }
+
+        @Test(
+            "Asked for, a protected page's change is told while its vCPU stands at the report point; else a moment later",
+            arguments: [1, 2], [true, false])
+        func told(_ processors: Int, _ atOnce: Bool) throws {
+            let guest = try AgentTests.guest(processors)
+            try guest.console.run("load on calls")
+            let remaps = try guest.console.start("remap \(200_000 / (processors * processors * processors))")
+            let session = try Session(guest.target, atOnce: atOnce)
+            // Who moves pages is known when he has been seen at work.
+            while try !session.hasFilter { try guest.console.run("move KiServiceTable") }
+            _ = try guest.console.reply(to: remaps)
+            var told: Told?
+            var old: UInt64 = 0
+            let deadline = ContinuousClock.now + .seconds(60)
+            while told == nil, ContinuousClock.now < deadline {
+                session.forget()
+                let moved = try guest.console.run("move KiServiceTable")
+                let new = try #require(moved["new"])
+                old = try #require(moved["old"])
+                // What is told at once was told before the guest could answer.
+                told = session.change(to: new, within: atOnce ? 0 : 0.5)
+            }
+            let found = try #require(told)
+            #expect(found.change.old & PageTableEntry.addressMask == old && found.change.level == 1)
+            #expect(found.change.isAtOnce == atOnce)
+            #expect(found.standing.count == (atOnce ? 1 : 0))
+            #expect(found.standing.allSatisfy { !$0.interruptsEnabled && $0.privilegeLevel == 0 })
+
+            // A transition takes it all out, and it is back.
+            #expect(try guest.console.run("power kernel 7 4 0")["status"] == 0)
+            var again: Told?
+            while again == nil, ContinuousClock.now < deadline {
+                session.forget()
+                let new = try #require(try guest.console.run("move KiServiceTable")["new"])
+                again = session.change(to: new, within: atOnce ? 0 : 0.5)
+            }
+            #expect(again?.change.isAtOnce == atOnce && again?.standing.count == (atOnce ? 1 : 0))
+            #expect(try session.leave() == [])
+            try guest.console.run("load off")
+            while try AgentTests.blocks(guest) != 0 {}
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+            try guest.expectNothingLeft()
+        }
+
+        @Test("On the command line it needs the filter, and each change says whether it was told at once")
+        func commandLine() throws {
+            let guest = try AgentTests.guest(1)
+            let refused = try VigilProcess.run("attach", guest.target, "--report-at-once")
+            #expect(refused.status == 64 && refused.errors.contains("needs --agents pt-filter"), "\(refused.errors)")
+            try guest.console.run("load on calls")
+            _ = try guest.console.start("remap 200000")
+            let vigil = try VigilProcess(
+                ["attach", guest.target, "--report-at-once", "--protect", "service-tables"]
+                    + FilterSessionTests.arguments)
+            while !vigil.outputText.contains("\"translation-changed\"") {
+                try guest.console.run("move KiServiceTable")
+            }
+            let change = try vigil.event("translation-changed")
+            #expect(change.bool("atOnce") == true)
+            vigil.send(SIGINT)
+            #expect(vigil.exitStatus() == 0, "\(vigil.errorText)")
+            try guest.console.run("load off")
+            #expect(try guest.console.run("check").result.hasPrefix("ok clean"))
+        }
+    }
+}
