@@ -388,6 +388,15 @@ final class GDBStub {
         if let result { throw result }
     }
 
+    /// Whether the selected thread's next instruction makes it wait for an interrupt (HLT, or MWAIT, which TCG takes for
+    /// the same): a step of that ends when an interrupt comes, and not before.
+    func isAboutToWait(at rip: UInt64) throws(HypervisorError) -> Bool {
+        // Where the code cannot be read an error's number comes instead.
+        let reply = try transact("m\(String(rip, radix: 16)),3")
+        guard let bytes = GDBPacket.bytes(fromHex: reply) else { return false }
+        return bytes.first == 0xf4 || bytes == [0x0f, 0x01, 0xc9]
+    }
+
     /// Writes a few bytes by the linear address that the selected thread's vCPU has them at.
     func writeVirtual(_ bytes: [UInt8], at address: UInt64) throws(HypervisorError) {
         let text = String(decoding: GDBPacket.hex(bytes), as: UTF8.self)

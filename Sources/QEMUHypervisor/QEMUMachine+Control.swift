@@ -237,10 +237,12 @@ extension QEMUMachine: ControllableMachine {
     /// in an assertion, or is lost. A stop of that vCPU's own makes QEMU forget.
     ///
     /// A halted vCPU has executed `hlt` since its last access, so nothing of it is in mind: it would have stopped
-    /// before. It cannot be stepped: its instruction ends when an interrupt comes.
+    /// before. It cannot be stepped: its instruction ends when an interrupt comes. The same is true of one that is
+    /// about to halt; what may be in mind of that one stays.
     public func settleAccess(of vcpu: VCPU) throws(HypervisorError) -> Bool {
         if lastStopped == vcpu { return false }
         if try halted().contains(vcpu) { return false }
+        if try control().isAboutToWait(at: registers(of: vcpu).rip) { return false }
         try step(vcpu)
         return true
     }

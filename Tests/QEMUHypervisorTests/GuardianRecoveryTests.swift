@@ -54,6 +54,19 @@ import X86
         #expect(qemu.sites.values.allSatisfy { $0 == 0 } && qemu.status == "running" && qemu.writes.isEmpty)
     }
 
+    @Test(
+        "Where accesses are watched each vCPU is stepped once, but not one that is about to wait or at a breakpoint",
+        arguments: [([0xf4], 0x1000), ([0x0f, 0x01, 0xc9], 0x1000), ([0x90], 0x1004)] as [([UInt8], UInt64)])
+    func settles(next: [UInt8], rip: UInt64) throws {
+        let qemu = FakeQEMU(status: "debug")
+        qemu.registers = [Registers(), Registers()]
+        qemu.registers[0].rip = 0x1000
+        qemu.registers[1].rip = Self.location.entry.rawValue
+        for (offset, byte) in next.enumerated() { qemu.memory[0x1000 + UInt64(offset)] = byte }
+        _ = try Self.recover(qemu) { $0.sites = [Self.entrySite, Self.watch] }
+        #expect(qemu.registers.map(\.rip) == [rip, Self.location.entry.rawValue] && qemu.status == "running")
+    }
+
     @Test("A caller that was let in is not stopped on its way to sleep: the guest is disarmed when it sleeps")
     func aboutToSleep() throws {
         let qemu = FakeQEMU(status: "running")

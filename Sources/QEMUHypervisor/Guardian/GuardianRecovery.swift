@@ -101,7 +101,8 @@ struct GuardianRecovery {
             // One that stands at a breakpoint has its stop before it, and would be taken past it.
             if state.sites.contains(.execution(GuestVirtualAddress(registers.rip))) { continue }
             // Who has just returned stands right above the watched slot.
-            if mayStep || watched.contains(registers.rsp &- 8) { _ = try stub.step(thread: thread) }
+            guard mayStep || watched.contains(registers.rsp &- 8) else { continue }
+            if try !stub.isAboutToWait(at: registers.rip) { _ = try stub.step(thread: thread) }
         }
     }
 
