@@ -99,6 +99,8 @@ final class Deployment: TransitionParticipant {
 
     func returned(slot: Int, _ registers: Registers) throws(DetourError) {
         try attempt { () throws(AgentError) in try agents.returned(slot: slot, registers) }
+        // The filter may have come in, or gone out, in this very stop.
+        _ = try followReportPoint()
     }
 
     func givesUp() throws(DetourError) {
@@ -291,6 +293,11 @@ final class Deployment: TransitionParticipant {
         }
     }
 
+    /// Has those stopped that change a watched translation, where that was asked for and the filter is there.
+    private func followReportPoint() throws(DetourError) -> Deadline? {
+        try reportPoint?.tick(isInTransition ? nil : filter?.reportPoint) ?? nil
+    }
+
     // MARK: Crashes
 
     /// Has a crashing guest stopped while there is something to clean up.
@@ -327,8 +334,8 @@ final class Deployment: TransitionParticipant {
         try lookForThread()
         try watchForCrash()
         // Last: all others go before it.
-        let awaited = try reportPoint?.tick(isInTransition ? nil : filter?.reportPoint)
-        return [hunted, due ?? nil, awaited ?? nil, protections.tick()].compactMap(\.self).min()
+        let awaited = try followReportPoint()
+        return [hunted, due ?? nil, awaited, protections.tick()].compactMap(\.self).min()
     }
 
     /// Leaves the guest: nothing leads to an agent, and those that are there leave by themselves. The machine stands.
