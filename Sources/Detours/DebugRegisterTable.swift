@@ -21,11 +21,13 @@ public final class DebugRegisterTable {
         /// Who writes a page-table entry.
         case entryWatch(GuestVirtualAddress)
 
-        /// A register that is in use for this is given up where there is none left for what is not.
-        var isExpendable: Bool {
+        /// Where there is no register left, one that is in use for a lower rank is given up. The power path is above all,
+        /// and who is only being looked for, for a while, below.
+        var rank: Int {
             switch self {
-            case .bugCheck, .reportPoint, .entryWatch: true
-            case .entry, .returnWatch, .injection: false
+            case .entryWatch: 0
+            case .bugCheck, .reportPoint: 1
+            case .entry, .returnWatch, .injection: 2
             }
         }
     }
@@ -54,15 +56,21 @@ public final class DebugRegisterTable {
         registers.contains { if case .access = $0?.site { true } else { false } }
     }
 
-    /// Takes a register and sets the site: a free one, or else one that is in use for something expendable.
+    /// What gives its register up for a purpose: the last of those of the lowest rank, if that is lower.
+    private func given(for purpose: Purpose) -> Purpose? {
+        let used = registers.compactMap { $0?.purpose }
+        guard let lowest = used.map(\.rank).min(), lowest < purpose.rank else { return nil }
+        return used.last { $0.rank == lowest }
+    }
+
+    /// Whether a register can be had for a purpose now.
+    public func hasRegister(for purpose: Purpose) -> Bool { registers.contains(nil) || given(for: purpose) != nil }
+
+    /// Takes a register and sets the site: a free one, or else one that is in use for something of a lower rank.
     /// - Returns: false where there is none to be had, or the site is set already.
     public func acquire(_ purpose: Purpose, _ site: BreakpointSite) throws(HypervisorError) -> Bool {
         guard !registers.contains(where: { $0?.site == site }) else { return false }
-        if !registers.contains(nil), !purpose.isExpendable,
-            let given = registers.compactMap({ $0?.purpose }).last(where: \.isExpendable)
-        {
-            try release(given)
-        }
+        if !registers.contains(nil), let given = given(for: purpose) { try release(given) }
         guard let free = registers.firstIndex(of: nil) else { return false }
         try effects.insert(site)
         registers[free] = Assignment(purpose: purpose, site: site)

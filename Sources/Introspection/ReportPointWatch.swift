@@ -38,7 +38,7 @@ final class ReportPointWatch {
             missingSince = nil
             return nil
         }
-        if debugRegisters.registers.contains(nil) {
+        if debugRegisters.hasRegister(for: .reportPoint) {
             try set { () throws(HypervisorError) in
                 if try debugRegisters.acquire(.reportPoint, .execution(wanted)) { point = wanted }
             }

@@ -77,6 +77,27 @@ import X86
         #expect(guest.machine.mostSites == 4 && guest.machine.violations == [])
     }
 
+    @Test("Who writes page tables is looked for with what is left: the report point takes a register of that")
+    func beforeTheSearch() throws {
+        let guest = try Guest()
+        _ = try guest.occupy(0..<2)
+        let entries = [0x1010, 0x1018].map { GuestVirtualAddress($0) }
+        try guest.effects.withPaused { () throws(HypervisorError) in
+            for entry in entries {
+                #expect(try guest.table.acquire(.entryWatch(entry), .access(entry, length: 8)))
+            }
+        }
+        #expect(try guest.watch.tick(Self.point) == nil && guest.table.holds(.reportPoint))
+        #expect(entries.map { guest.table.holds(.entryWatch($0)) } == [true, false] && guest.machine.mostSites == 4)
+        // But never the other way.
+        try guest.effects.withPaused { () throws(HypervisorError) in
+            #expect(try !guest.table.acquire(.entryWatch(entries[1]), .access(entries[1], length: 8)))
+        }
+        // A call takes from the search first.
+        #expect(try guest.occupy(2..<3) == [true] && guest.table.holds(.reportPoint))
+        #expect(!guest.table.holds(.entryWatch(entries[0])) && guest.machine.violations == [])
+    }
+
     @Test("A register that stays away is said once, and once more the next time")
     func warns() throws {
         let guest = try Guest()
