@@ -8,6 +8,14 @@ static void HalpWait(void)
         READ_PORT_UCHAR(0x80);
 }
 
+// Ten seconds: who takes it that the machine stayed as it is, and goes on, must
+// not be overtaken by a host that was only busy.
+void HalpAwaitTheEnd(void)
+{
+    for (ULONG i = 0; i < 200; i++)
+        HalpStall(50000);
+}
+
 void HalReturnToFirmware(void)
 {
     KiDisableInterrupts();
@@ -19,7 +27,7 @@ void HalReturnToFirmware(void)
     WRITE_PORT_UCHAR(0xCF9, 6);
     HalpWait();
     WRITE_PORT_UCHAR(0x64, 0xFE); // the keyboard controller's reset line
-    HalpWait();
+    HalpAwaitTheEnd();
     KeBugCheckEx(INTERNAL_POWER_ERROR, 1, 0, 0, 0);
 }
 
@@ -48,14 +56,6 @@ void HalpEnterSleepState(ULONG State)
     HalpWriteSleep(HalpAcpi.Pm1bControl, Type->B);
 }
 
-// Ten seconds: who takes it that the machine stayed as it is, and goes on, must
-// not be overtaken by a host that was only busy.
-void HalpAwaitTheEnd(void)
-{
-    for (ULONG i = 0; i < 200; i++)
-        HalpStall(50000);
-}
-
 // S4; where the firmware has none, a hibernated machine is simply off.
 void HalPowerOffHibernated(void)
 {
@@ -67,6 +67,6 @@ void HalPowerOff(void)
 {
     KiDisableInterrupts();
     HalpEnterSleepState(5);
-    HalpWait();
+    HalpAwaitTheEnd();
     KeBugCheckEx(INTERNAL_POWER_ERROR, 2, HalpAcpi.Pm1aControl, HalpAcpi.Sleep[5].Known, 0);
 }
