@@ -7,7 +7,7 @@ import HypervisorInterface
 /// the channel from Vigil closes (death) or falls silent (stopped, or stuck).
 public enum GuardianProcess {
     /// How long Vigil may give no sign of life.
-    public static let patience = Duration.milliseconds(500)
+    public static let patience = Duration.milliseconds(700)
     /// A wait that lasted so much longer than asked for means that the whole host stood still.
     static let hiccup = Duration.milliseconds(50)
 
