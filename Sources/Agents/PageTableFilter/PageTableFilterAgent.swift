@@ -210,8 +210,9 @@ public final class PageTableFilterAgent: AgentProgram {
         let numbers = Dictionary(watched.map { ($0.value, $0.key) }) { first, _ in first }
         watchedBefore = watched
         watched = [:]
-        // A page's mark holds for all entries that it is translated by.
-        let places = Set(look(immediate).map(\.place))
+        // A page's mark holds for all entries that it is translated by. To look for them is to look through all tables.
+        let places: Set<GuestPhysicalAddress> =
+            immediate.isEmpty ? [] : immediate == pages ? wantedPlaces : Set(look(immediate).map(\.place))
         for entry in found {
             let number = numbers[entry] ?? nextNumber
             if number == nextNumber { nextNumber &+= 1 }
