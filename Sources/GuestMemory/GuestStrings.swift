@@ -17,8 +17,8 @@ extension TranslatedMemory {
         throw .tooLong(address, count: UInt64(bytes.count), maximum: UInt64(maximum))
     }
 
-    /// The characters that a 64-bit UNICODE_STRING at `address` points to: Length and MaximumLength in bytes
-    /// (16 bits each), then, at offset 8, Buffer (Windows SDK, ntdef.h).
+    /// The characters that a UNICODE_STRING at `address` points to: Length and MaximumLength in bytes (16 bits
+    /// each), then, as a pointer is aligned, Buffer (Windows SDK, ntdef.h).
     /// - Parameter maximum: the most bytes that are taken for a plausible string.
     /// - Throws: `tooLong` for a longer one. Unpaired surrogates become U+FFFD.
     public func unicodeString(at address: GuestVirtualAddress, maximum: Int) throws(MemoryError) -> String {
@@ -27,7 +27,7 @@ extension TranslatedMemory {
             throw .tooLong(address, count: UInt64(length), maximum: UInt64(maximum))
         }
         guard length > 0 else { return "" }
-        let buffer = try pointer(at: address + 8)
+        let buffer = try pointer(at: address + pagingMode.pointerSize)
         let bytes = try bytes(at: buffer, count: UInt64(length))
         let units = stride(from: 0, to: bytes.count - 1, by: 2).map { UInt16(bytes[$0]) | UInt16(bytes[$0 + 1]) << 8 }
         return String(decoding: units, as: UTF16.self)

@@ -35,6 +35,23 @@ public enum PagingMode: Hashable, Sendable {
         }
     }
 
+    /// How wide a pointer of the system that uses this mode is, in bytes: 8 in long mode, else 4.
+    @inlinable public var pointerSize: UInt64 {
+        switch self {
+        case .none, .legacy32, .pae: 4
+        case .fourLevel, .fiveLevel: 8
+        }
+    }
+
+    /// Whether an address lies in the kernel's half of the address space: in its upper half, which is Windows'
+    /// own. With 32 bits and `/3GB` (Microsoft, "4-Gigabyte Tuning") the kernel has a quarter of it only.
+    @inlinable public func isInKernelHalf(_ address: GuestVirtualAddress) -> Bool {
+        switch self {
+        case .none, .legacy32, .pae: address.rawValue >> 31 == 1
+        case .fourLevel, .fiveLevel: address.rawValue >> 63 == 1
+        }
+    }
+
     /// Whether an address can be translated at all: within 32 bits, or canonical (SDM volume 1, 3.3.7.1).
     @inlinable public func isCanonical(_ address: GuestVirtualAddress) -> Bool {
         switch self {

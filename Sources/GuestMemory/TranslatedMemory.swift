@@ -26,9 +26,14 @@ extension TranslatedMemory {
         return Value(littleEndian: value)
     }
 
-    /// Loads a pointer of 64 bits.
+    /// Loads a pointer, as wide as the system's are.
     @inlinable public func pointer(at address: GuestVirtualAddress) throws(MemoryError) -> GuestVirtualAddress {
-        GuestVirtualAddress(try load(UInt64.self, at: address))
+        GuestVirtualAddress(try word(at: address))
+    }
+
+    /// Loads an integer as wide as a pointer (ULONG_PTR).
+    @inlinable public func word(at address: GuestVirtualAddress) throws(MemoryError) -> UInt64 {
+        pagingMode.pointerSize == 8 ? try load(UInt64.self, at: address) : UInt64(try load(UInt32.self, at: address))
     }
 
     /// Fills `buffer` from `address` on, translating each page once.

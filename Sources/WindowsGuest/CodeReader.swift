@@ -9,10 +9,13 @@ final class CodeReader {
     static let maximumPages = 1 << 14
 
     private let memory: KernelMemory
-    private let decoder = InstructionDecoder(mode: .long64)
+    private let decoder: InstructionDecoder
     private var pages: [UInt64: [UInt8]] = [:]
 
-    init(_ memory: KernelMemory) { self.memory = memory }
+    init(_ memory: KernelMemory) {
+        self.memory = memory
+        decoder = InstructionDecoder(mode: KernelArchitecture(memory.pagingMode).decodingMode)
+    }
 
     /// The instruction at `address`; nil where the bytes are none.
     /// - Throws: where a page that the instruction needs cannot be read.

@@ -4,6 +4,17 @@ import X86
 /// The processor architecture that a kernel is built for.
 public enum KernelArchitecture: String, Hashable, Sendable {
     case x64
+    /// 32-bit, with and without PAE.
+    case x86
+
+    /// The architecture of the kernel that translates addresses this way.
+    public init(_ mode: PagingMode) { self = mode.pointerSize == 8 ? .x64 : .x86 }
+
+    /// In bytes.
+    public var pointerSize: UInt64 { self == .x64 ? 8 : 4 }
+
+    /// How the processor reads its code.
+    public var decodingMode: DecodingMode { self == .x64 ? .long64 : .protected32 }
 }
 
 /// What tells one kernel (and one boot of it) from another.
@@ -52,7 +63,7 @@ public struct WindowsKernel {
     public let initialSystemProcess: GuestVirtualAddress
 
     public var base: GuestVirtualAddress { image.base }
-    public var architecture: KernelArchitecture { .x64 }
+    public var architecture: KernelArchitecture { KernelArchitecture(memory.pagingMode) }
 
     public var identity: KernelIdentity {
         KernelIdentity(

@@ -12,6 +12,10 @@ public struct Registers: Equatable, Sendable {
 
     public init() {}
 
+    /// The base of the processor's control region (KPCR) while the vCPU is in the kernel: Windows has it in GS
+    /// in long mode, else in FS.
+    public var processorRegion: UInt64 { control.longModeActive ? gsBase : fsBase }
+
     /// RFLAGS.IF: maskable interrupts are enabled.
     public var interruptsEnabled: Bool { rflags & (1 << 9) != 0 }
 
