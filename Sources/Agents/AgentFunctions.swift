@@ -10,6 +10,17 @@ public struct AgentFunctions: Equatable, Sendable {
     /// KUSER_SHARED_DATA.
     public var sharedData: GuestVirtualAddress
 
+    /// For a manager without agents, which calls nothing.
+    public static let none = {
+        let nowhere = GuestVirtualAddress(0)
+        return AgentFunctions(
+            allocate: nowhere, free: nowhere, createThread: nowhere, terminateThread: nowhere, close: nowhere,
+            initializeEvent: nowhere, setEvent: nowhere, wait: nowhere, returnInstruction: nowhere,
+            sharedData: nowhere)
+    }()
+}
+
+extension AgentFunctions {
     /// - Throws: the first thing that is missing.
     public init(of kernel: WindowsKernel) throws(DiscoveryError) {
         allocate = try kernel.export("ExAllocatePoolWithTag")

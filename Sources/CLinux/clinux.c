@@ -118,6 +118,14 @@ int clinux_process_descriptor(pid_t pid)
     return descriptor < 0 ? -errno : (int)descriptor;
 }
 
+size_t clinux_find_word32(const uint32_t *words, size_t count, uint32_t first, uint32_t length)
+{
+    size_t index = 0;
+    while (index < count && words[index] - first >= length)
+        index++;
+    return index;
+}
+
 size_t clinux_find_word(const uint64_t *words, size_t count, uint64_t first, uint64_t length)
 {
     size_t index = 0;

@@ -12,7 +12,7 @@ public struct GuestCall: Equatable, Sendable {
     }
 
     public var function: GuestVirtualAddress
-    /// Four at most: those that travel in registers (RCX, RDX, R8, R9).
+    /// Four at most: as many as travel in registers on x64.
     public var arguments: [Argument]
     /// What would be nobody's if Vigil died while the thread is away.
     public var owed: OwedBlock?
@@ -30,22 +30,11 @@ public struct GuestCall: Equatable, Sendable {
 /// The thread stands where Vigil stopped it. It is given the registers of the call, with the intercepted function's
 /// entry as return address, so that it comes back to the entry's breakpoint; then it gets its own registers back, or
 /// another call. The values that have to be on its stack are pushed there by an instruction of the guest, below what
-/// the thread has there itself.
-///
-///     the base: the thread's stack pointer, or the next word below it that is a function's at its entry
-///                            -0x08  a value that an argument points to
-///                            -0x28  home space of the function (four words, its own)
-///                            -0x30  the entry: the function's return address
+/// the thread has there itself; where, `CallingConvention` says.
 ///
 /// At the intercepted function's entry the vector registers that a function need not preserve (XMM0 to XMM5) hold
 /// nothing; of threads stopped elsewhere they are put back too.
 struct GuestCaller {
-    /// From the base down to where the stack pointer is when the function has returned.
-    static let arrivalOffset: UInt64 = 0x28
-    private static let returnAddressOffset: UInt64 = 0x30
-    private static let valueOffset: UInt64 = 0x08
-    private static let registers: [WritableKeyPath<Registers, UInt64> & Sendable] = [\.rcx, \.rdx, \.r8, \.r9]
-
     /// How often a push is stepped over: QEMU can end a step for business of its own, with nothing executed.
     private static let stepAttempts = 8
 
@@ -58,11 +47,7 @@ struct GuestCaller {
     let effects: GuestEffects
     let memory: KernelMemory
 
-    /// Where below a thread's stack pointer a call begins: where it would be at a function's entry, 8 bytes off a
-    /// multiple of 16.
-    static func base(_ rsp: UInt64) -> UInt64 { ((rsp &- 8) & ~0xf) &+ 8 }
-
-    static func arrivalRSP(of thread: Registers) -> UInt64 { base(thread.rsp) &- arrivalOffset }
+    private var convention: CallingConvention { CallingConvention(KernelArchitecture(memory.pagingMode)) }
 
     /// Sends a thread off.
     /// - Parameters:
@@ -74,26 +59,12 @@ struct GuestCaller {
         _ thread: Registers, _ vectors: VectorRegisters?, into call: GuestCall, slot: Int, on vcpu: VCPU,
         current: Registers
     ) throws(DetourError) {
-        let base = Self.base(thread.rsp)
-        let returnSlot = base &- Self.returnAddressOffset
-        let valueSlot = base &- Self.valueOffset
-        var calling = thread
-        calling.rip = call.function.rawValue
-        calling.rsp = returnSlot
-        var words = [(place: returnSlot, value: entry.rawValue)]
-        for (argument, register) in zip(call.arguments, Self.registers) {
-            switch argument {
-            case .value(let value): calling[keyPath: register] = value
-            case .pointer(let value):
-                calling[keyPath: register] = valueSlot
-                words.insert((valueSlot, value), at: 0)
-            }
-        }
+        let frame = convention.frame(of: call, for: thread, returningTo: entry.rawValue)
         // A push that faults could not be taken back.
-        for (place, _) in words { try demandStack(place) }
+        for (place, _) in frame.words { try demandStack(place) }
         try announceWork(on: thread, vectors, slot: slot, vcpu, call.owed)
         var registers = current
-        for (place, value) in words where value != word(at: place) {
+        for (place, value) in frame.words where value != word(at: place) {
             try self.push(value, to: place, on: vcpu, &registers)
             guard registers.rip == push.address.rawValue &+ 1, registers.rsp == place, word(at: place) == value else {
                 try putBack(thread, vectors, slot: slot, on: vcpu, current: registers)
@@ -101,7 +72,7 @@ struct GuestCaller {
             }
         }
         try control { () throws(HypervisorError) in
-            try effects.setRegisters(of: vcpu, from: registers, to: calling)
+            try effects.setRegisters(of: vcpu, from: registers, to: frame.registers)
             try effects.noteSentOff(slot: slot)
         }
     }
@@ -120,7 +91,7 @@ struct GuestCaller {
     ) throws(DetourError) {
         // Whoever takes over after Vigil has put the function back before.
         let registers = thread.rip == stopAddress.rawValue ? thread.standing(at: entry) : thread
-        let delay = HeldCaller.Delay(entry: entry, arrivalRSP: Self.arrivalRSP(of: thread), vcpu: vcpu, owed: owed)
+        let delay = HeldCaller.Delay(entry: entry, arrivalRSP: convention.arrivalRSP(of: thread), vcpu: vcpu, owed: owed)
         try control { () throws(HypervisorError) in
             try effects.noteHold(HeldCaller(slot: slot, registers: registers, delay: delay, vectors: vectors))
         }
@@ -142,7 +113,7 @@ struct GuestCaller {
     ) throws(DetourError) {
         var pushing = registers
         pushing.rip = push.address.rawValue
-        pushing.rsp = place &+ 8
+        pushing.rsp = place &+ convention.wordSize
         pushing[keyPath: push.register] = value
         let before = registers
         registers = try control { () throws(HypervisorError) in
@@ -162,6 +133,6 @@ struct GuestCaller {
     }
 
     private func word(at place: UInt64) -> UInt64? {
-        try? memory.hardware.load(UInt64.self, at: GuestVirtualAddress(place))
+        try? memory.hardware.word(at: GuestVirtualAddress(place))
     }
 }

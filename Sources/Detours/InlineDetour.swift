@@ -282,7 +282,9 @@ public final class InlineDetour {
         }
         let inside = plan.handlerAddress.rawValue..<plan.handlerAddress.rawValue &+ UInt64(plan.handler.count)
         do {
-            let word = try machine.memory.firstWord(in: inside, except: dead) { () throws(HypervisorError) in
+            let word = try machine.memory.firstWord(
+                in: inside, wordSize: memory.pagingMode.pointerSize, except: dead
+            ) { () throws(HypervisorError) in
                 // A sign of life, too.
                 _ = try machine.runState()
             }

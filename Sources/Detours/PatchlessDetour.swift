@@ -124,6 +124,9 @@ public final class PatchlessDetour {
         }
     }
 
+    /// How the guest's functions are called.
+    public var convention: CallingConvention { CallingConvention(KernelArchitecture(memory.pagingMode)) }
+
     private var stopSite: BreakpointSite { .execution(stopAddress) }
 
     /// Lets a caller that is stopped, and not held, go on into the function.
@@ -192,7 +195,8 @@ public final class PatchlessDetour {
 
     private func demandWaitable(_ registers: Registers) throws(DetourError) {
         guard registers.interruptsEnabled else { throw .cannotWait("its interrupts are off") }
-        guard registers.control.cr8 == 0 else { throw .cannotWait("its IRQL is \(registers.control.cr8)") }
+        guard let level = try? memory.interruptLevel(registers) else { throw .cannotWait("its IRQL is not known") }
+        guard level == 0 else { throw .cannotWait("its IRQL is \(level)") }
     }
 
     private func freeSlot(_ count: Int) throws(DetourError) -> Int {
@@ -206,7 +210,7 @@ public final class PatchlessDetour {
     ) throws(DetourError) -> Holder {
         var holder = Holder(
             slot: try freeSlot(Self.delaySlots), registers: registers, vectors: vectors,
-            arrivalRSP: GuestCaller.arrivalRSP(of: registers))
+            arrivalRSP: convention.arrivalRSP(of: registers))
         try send(&holder, on: vcpu, current: registers, errand)
         holders.append(holder)
         return holder

@@ -35,6 +35,14 @@ public enum PagingMode: Hashable, Sendable {
         }
     }
 
+    /// Whether entries have a bit that forbids execution, for systems that enable it.
+    @inlinable public var entriesCanForbidExecution: Bool {
+        switch self {
+        case .none, .legacy32: false
+        case .pae, .fourLevel, .fiveLevel: true
+        }
+    }
+
     /// How wide a pointer of the system that uses this mode is, in bytes: 8 in long mode, else 4.
     @inlinable public var pointerSize: UInt64 {
         switch self {

@@ -11,9 +11,15 @@ public enum AgentKind: String, CaseIterable, Hashable, Sendable {
     /// the kernel's instructions that write page tables.
     case pageTableFilter = "pt-filter"
 
-    /// - Throws: where its image is missing.
+    /// Agents are code for 64-bit kernels, as the original's are.
+    func isFor(_ kernel: WindowsKernel) -> Bool { kernel.architecture == .x64 }
+
+    /// - Throws: where its image is missing, or is for other kernels.
     func makeProgram(_ kernel: WindowsKernel) throws(AgentError) -> any AgentProgram {
-        switch self {
+        guard isFor(kernel) else {
+            throw .unsupported("the agent \(rawValue) is for 64-bit kernels, and this guest's has 32 bits")
+        }
+        return switch self {
         case .heartbeat: try HeartbeatAgent()
         case .pageTableFilter: try PageTableFilterAgent(of: kernel)
         }

@@ -243,7 +243,9 @@ public final class Engine {
         let inline = try inlineDetour(survey)
         let programs = try agentPrograms(survey.kernel)
         // Who waits in the handler keeps it in the guest while another caller is let in.
-        let hasToBeBare = !programs.isEmpty || inline != nil && survey.means.allowDelays
+        // The handler's code is for 64-bit kernels; callers of others wait in delays.
+        let hasToBeBare =
+            !programs.isEmpty || inline != nil && survey.means.allowDelays || survey.kernel.architecture == .x86
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
             memory: survey.kernel.memory, waiting: hasToBeBare ? .delay : options.waiting, slack: slack,
@@ -292,6 +294,8 @@ public final class Engine {
             var programs: [any AgentProgram] = []
             // With a way of wishing, any may be wished for later.
             for kind in AgentKind.allCases where options.agents.contains(kind) || options.control != nil {
+                // Asked for later, it is not there: nothing to keep all others out for.
+                if !kind.isFor(kernel), !options.agents.contains(kind) { continue }
                 let program = try kind.makeProgram(kernel)
                 if program.patchesCode, !options.allowVisiblePatches, options.agents.contains(kind) {
                     throw .visiblePatches(agent: program.name)
@@ -312,7 +316,7 @@ public final class Engine {
         else { return }
         let functions: AgentFunctions
         do throws(DiscoveryError) {
-            functions = try AgentFunctions(of: survey.kernel)
+            functions = programs.isEmpty ? .none : try AgentFunctions(of: survey.kernel)
         } catch {
             throw .discovery(error)
         }

@@ -39,7 +39,7 @@ extension GuestSurvey {
         case .success(let place):
             return InlineDetour(
                 entry: powerFunction.address, slack: place, memory: kernel.memory, effects: effects,
-                allowVisiblePatches: allowVisiblePatches)
+                allowVisiblePatches: allowVisiblePatches, mode: kernel.architecture.decodingMode)
         }
     }
 
@@ -48,7 +48,9 @@ extension GuestSurvey {
         switch detourSlack {
         case .failure(let error): throw .noSlack(error)
         case .success(let place):
-            return try InlineDetour.plan(entry: powerFunction.address, slack: place, memory: kernel.memory)
+            return try InlineDetour.plan(
+                entry: powerFunction.address, slack: place, memory: kernel.memory,
+                mode: kernel.architecture.decodingMode)
         }
     }
 }

@@ -37,7 +37,8 @@ struct FunctionCall {
 
     /// Whether a vCPU has just returned from this call. A stack walker reads the slot too, and an access to
     /// it alone means nothing.
-    func hasReturned(_ registers: Registers) -> Bool {
-        registers.rip == caller.returnAddress.rawValue && registers.rsp == stackSlot &+ 8
+    /// - Parameter distance: how far the function's return takes the stack pointer from where it was at the entry.
+    func hasReturned(_ registers: Registers, distance: UInt64) -> Bool {
+        registers.rip == caller.returnAddress.rawValue && registers.rsp == stackSlot &+ distance
     }
 }

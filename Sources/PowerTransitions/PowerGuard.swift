@@ -130,10 +130,11 @@ public final class PowerGuard {
 
         counts.entries += 1
         forgetOverwrittenCalls(by: registers.rsp, of: caller.thread)
-        let request = PowerRequest(x64: registers)
+        let request = callers.request(registers)
         var call = FunctionCall(
             stackSlot: registers.rsp, caller: caller, request: request, role: .ignored, isWatched: false)
-        let watch = BreakpointSite.access(GuestVirtualAddress(registers.rsp), length: 8)
+        let watch = BreakpointSite.access(
+            GuestVirtualAddress(registers.rsp), length: Int(detour.convention.wordSize))
         call.isWatched = try control { () throws(HypervisorError) in
             try detour.debugRegisters.acquire(.returnWatch(stackSlot: registers.rsp), watch)
         }
@@ -172,7 +173,9 @@ public final class PowerGuard {
     /// - Returns: whether it has returned from a call that is followed.
     @discardableResult
     public func handleAccess(_ vcpu: VCPU, _ registers: Registers) throws(DetourError) -> Bool {
-        guard let index = calls.firstIndex(where: { $0.isWatched && $0.hasReturned(registers) }) else { return false }
+        let distance = detour.convention.returnDistance(arguments: PowerRequest.argumentCount)
+        guard let index = calls.firstIndex(where: { $0.isWatched && $0.hasReturned(registers, distance: distance) })
+        else { return false }
         let call = calls.remove(at: index)
         counts.returns += 1
         try control { () throws(HypervisorError) in _ = try detour.effects.settleAccess(of: vcpu, at: registers) }

@@ -7,12 +7,24 @@ public struct PowerRequest: Equatable, Sendable {
     public var action: UInt32
     public var minimumState: UInt32
     public var flags: UInt32
+    /// The arguments could be read; without that they are zero here, and nothing may be concluded from them.
+    public var isReadable = true
+
+    /// How many arguments the function has.
+    public static let argumentCount = 3
 
     public init(action: UInt32, minimumState: UInt32, flags: UInt32) {
         self.action = action
         self.minimumState = minimumState
         self.flags = flags
     }
+
+    /// A call whose arguments could not be read.
+    public static let unreadable = {
+        var request = PowerRequest(action: 0, minimumState: 0, flags: 0)
+        request.isReadable = false
+        return request
+    }()
 
     /// The arguments as a 64-bit kernel passes them, seen at the function's first instruction: the low halves
     /// of RCX, RDX and R8 (Microsoft x64 calling convention).
@@ -45,6 +57,7 @@ public struct PowerRequest: Equatable, Sendable {
     /// from 1 to 8 (8 since Windows 8). Calling a request off that a kernel accepts would let the guest go
     /// down unprepared; preparing for one that it rejects costs nothing.
     public var rejection: String? {
+        guard isReadable else { return nil }
         if !(1...6).contains(minimumState) { return "no kernel accepts the state \(minimumState)" }
         if !(1...8).contains(action) { return "no kernel accepts the action \(action)" }
         return nil

@@ -12,6 +12,35 @@ struct ExecutablePages {
     /// Of 4 KiB each, 256 MiB in all: copies of them are kept.
     static let maximumPages = 1 << 16
 
+    /// The tables of one way of paging. Intel SDM volume 3, 4.3 to 4.5.
+    private struct Format {
+        var levels: Int
+        /// In bytes.
+        var entrySize: Int
+        /// The bits of an address that choose an entry of a table below the root.
+        var indexBits: Int
+        /// The entries of the root that are for the lower half of the address space.
+        var lowerHalf: Int
+        /// The root's address, within CR3.
+        var rootMask: UInt64
+
+        init?(_ mode: PagingMode) {
+            switch mode {
+            case .fourLevel: (levels, entrySize, indexBits, lowerHalf) = (4, 8, 9, 256)
+            case .fiveLevel: (levels, entrySize, indexBits, lowerHalf) = (5, 8, 9, 256)
+            case .pae: (levels, entrySize, indexBits, lowerHalf) = (3, 8, 9, 2)
+            case .legacy32: (levels, entrySize, indexBits, lowerHalf) = (2, 4, 10, 512)
+            case .none: return nil
+            }
+            rootMask = mode == .pae ? 0xffff_ffe0 : PageTableEntry.addressMask
+        }
+
+        /// The pointers of PAE's root restrict no rights, and map no page.
+        var rootHasRights: Bool { levels != 3 }
+    }
+
+    /// Entries can forbid execution. Where they cannot, every page of the process's is here.
+    let canForbid: Bool
     /// In order of their addresses.
     private(set) var pages: [GuestVirtualAddress] = []
     private(set) var tablesRead = 0
@@ -20,25 +49,22 @@ struct ExecutablePages {
 
     private let physical: PhysicalMemory
 
-    /// Reads the tables that `memory` has as its root. Only 4- and 5-level tables; others have no pages here.
+    /// Reads the tables that `memory` has as its root.
     /// - Throws: where RAM is out of reach. A table that is none is left out.
     init(_ memory: KernelMemory) throws(MemoryError) {
         physical = memory.physical
-        let levels: Int
-        switch memory.pagingMode {
-        case .fourLevel: levels = 4
-        case .fiveLevel: levels = 5
-        default: return
+        canForbid = memory.space.executeDisableEnabled && memory.pagingMode.entriesCanForbidExecution
+        guard let format = Format(memory.pagingMode) else { return }
+        let buffers = (0..<format.levels).map { _ in
+            UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
         }
-        let buffers = (0..<levels).map { _ in UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8) }
         defer { for buffer in buffers { buffer.deallocate() } }
         try walk(
-            GuestPhysicalAddress(memory.space.root & PageTableEntry.addressMask), level: levels, top: levels, at: 0,
-            buffers)
+            GuestPhysicalAddress(memory.space.root & format.rootMask), level: format.levels, format, at: 0, buffers)
     }
 
     private mutating func walk(
-        _ table: GuestPhysicalAddress, level: Int, top: Int, at base: UInt64,
+        _ table: GuestPhysicalAddress, level: Int, _ format: Format, at base: UInt64,
         _ buffers: [UnsafeMutableRawBufferPointer]
     ) throws(MemoryError) {
         guard tablesRead < Self.maximumTables, pages.count < Self.maximumPages else {
@@ -46,7 +72,10 @@ struct ExecutablePages {
             return
         }
         tablesRead += 1
-        let buffer = buffers[level - 1]
+        let isRoot = level == format.levels
+        // The upper half is the kernel's.
+        let count = isRoot ? format.lowerHalf : 1 << format.indexBits
+        let buffer = UnsafeMutableRawBufferPointer(rebasing: buffers[level - 1][..<(count * format.entrySize)])
         do throws(MemoryError) {
             try physical.read(at: table, into: buffer)
         } catch .unreachable(let address, let errno) {
@@ -54,12 +83,14 @@ struct ExecutablePages {
         } catch {
             return
         }
-        let entries = UnsafeRawBufferPointer(buffer).bindMemory(to: UInt64.self)
-        // The upper half is the kernel's.
-        let count = level == top ? 256 : 512
-        let size = UInt64(4096) << UInt64(9 * (level - 1))
-        for index in 0..<count where entries[index] != 0 {
-            let entry = PageTableEntry(UInt64(littleEndian: entries[index]))
+        let size = UInt64(4096) << UInt64(format.indexBits * (level - 1))
+        for index in 0..<count {
+            let value =
+                format.entrySize == 8
+                ? UInt64(littleEndian: buffer.load(fromByteOffset: 8 * index, as: UInt64.self))
+                : UInt64(UInt32(littleEndian: buffer.load(fromByteOffset: 4 * index, as: UInt32.self)))
+            if value == 0 { continue }
+            let entry = PageTableEntry(value)
             let address = base + UInt64(index) * size
             guard entry.isPresent else {
                 if level == 1, Self.isExecutable(absent: entry.rawValue) {
@@ -69,10 +100,10 @@ struct ExecutablePages {
             }
             // Under page-table isolation Windows forbids execution of the whole user half in the kernel's own root,
             // while the process executes through another one with the same tables below: the root says nothing.
-            guard entry.isUser, level == top || !entry.isExecuteDisabled else { continue }
+            guard entry.isUser || (isRoot && !format.rootHasRights), isRoot || !entry.isExecuteDisabled else { continue }
             if level == 1 {
                 pages.append(GuestVirtualAddress(address))
-            } else if level <= 3, entry.isLargePage {
+            } else if level <= 3, entry.isLargePage, !isRoot || format.rootHasRights {
                 guard pages.count + Int(size / 4096) <= Self.maximumPages else {
                     isTruncated = true
                     return
@@ -81,7 +112,7 @@ struct ExecutablePages {
                     pages.append(GuestVirtualAddress(address + offset))
                 }
             } else {
-                try walk(GuestPhysicalAddress(entry.address), level: level - 1, top: top, at: address, buffers)
+                try walk(GuestPhysicalAddress(entry.address), level: level - 1, format, at: address, buffers)
             }
         }
     }

@@ -39,7 +39,9 @@ final class ProtectedProcess {
         let sections = codeSections()
         let reader = Self.reader(modules.memory, patches)
         for address in executable.pages {
-            try adopt(address, owner(of: address, sections) ?? .region, reader)
+            // Where nothing can forbid execution, a page of data is no news.
+            guard let owner = owner(of: address, sections) ?? (executable.canForbid ? .region : nil) else { continue }
+            try adopt(address, owner, reader)
         }
         order.sort()
     }
@@ -126,7 +128,7 @@ final class ProtectedProcess {
         for address in unknown {
             if let owner = owner(of: address, sections) {
                 try adopt(address, owner, reader)
-            } else {
+            } else if executable.canForbid {
                 new.append(address)
             }
         }

@@ -4,14 +4,14 @@ import WindowsGuest
 
 /// The tables that lead from a system call's number to its function, and the code that reads them.
 final class ServiceTables {
-    /// `_KSERVICE_TABLE_DESCRIPTOR`: Base, Count, Limit, Number.
-    static let descriptorSize = 32
+    /// `_KSERVICE_TABLE_DESCRIPTOR`: Base, Count, Limit, Number, each as wide as a pointer.
+    private var descriptorSize: Int { 4 * Int(architecture.pointerSize) }
 
     /// Bytes that nobody may change.
     private struct Part {
         enum Kind: Equatable {
             case descriptor(String)
-            /// 32-bit entries, relative to the table.
+            /// 32-bit entries: relative to the table on x64, addresses on x86.
             case table
             case arguments
         }
@@ -24,6 +24,7 @@ final class ServiceTables {
     }
 
     private let table: ServiceTable
+    private let architecture: KernelArchitecture
     private var parts: [Part] = []
     private var dispatcher: [WatchedPage] = []
     private var next = 0
@@ -31,6 +32,7 @@ final class ServiceTables {
     private var emptyEntry: GuestVirtualAddress?
 
     init(_ kernel: WindowsKernel, patches: [CodePatch.Place]) throws(ProtectionError) {
+        architecture = kernel.architecture
         do throws(DiscoveryError) {
             table = try ServiceTable(of: kernel)
         } catch {
@@ -38,17 +40,17 @@ final class ServiceTables {
         }
         let reader = PageReader(kernel.memory, patches: patches)
         do throws(MemoryError) {
-            try add(.descriptor("KeServiceDescriptorTable"), table.descriptor, Self.descriptorSize, reader)
+            try add(.descriptor("KeServiceDescriptorTable"), table.descriptor, descriptorSize, reader)
             try add(.table, table.base, Int(min(table.limit, ServiceTable.plausibleLimits.upperBound)) * 4, reader)
             // Number: one byte of arguments for each service, in kernels that have such a table.
-            if let arguments = try? kernel.memory.pointer(at: table.descriptor + 24), kernel.image.contains(arguments),
+            if let arguments = try? kernel.memory.pointer(at: table.descriptor + 3 * architecture.pointerSize), kernel.image.contains(arguments),
                 kernel.image.contains(arguments + UInt64(table.limit))
             {
                 try add(.arguments, arguments, Int(table.limit), reader)
             }
             if let shadow = table.shadowDescriptor {
-                try add(.descriptor("KeServiceDescriptorTableShadow"), shadow, Self.descriptorSize, reader)
-                try addSecondEntry(shadow + UInt64(Self.descriptorSize), reader)
+                try add(.descriptor("KeServiceDescriptorTableShadow"), shadow, descriptorSize, reader)
+                try addSecondEntry(shadow + UInt64(descriptorSize), reader)
             }
             for page in table.dispatcherPages {
                 var watched = WatchedPage(page, isPinned: true)
@@ -69,13 +71,13 @@ final class ServiceTables {
 
     private func addSecondEntry(_ address: GuestVirtualAddress, _ reader: PageReader) throws(MemoryError) {
         emptyEntry = nil
-        guard let bytes = try reader.stableBytes(at: address, count: Self.descriptorSize) else { return }
+        guard let bytes = try reader.stableBytes(at: address, count: descriptorSize) else { return }
         guard bytes.contains(where: { $0 != 0 }) else {
             emptyEntry = address
             return
         }
         try add(
-            .descriptor("KeServiceDescriptorTableShadow"), address, Self.descriptorSize, reader)
+            .descriptor("KeServiceDescriptorTableShadow"), address, descriptorSize, reader)
     }
 
     /// What is compared here more closely than as constants of an image.
@@ -174,9 +176,10 @@ final class ServiceTables {
         return found
     }
 
-    /// Where an entry of the table leads: its distance from the table in the upper 28 bits, with a sign.
+    /// Where an entry of the table leads: an address, or its distance from the table in the upper 28 bits, with a sign.
     private func target(_ entry: ArraySlice<UInt8>, _ base: GuestVirtualAddress) -> GuestVirtualAddress {
         let value = entry.reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
-        return base + UInt64(bitPattern: Int64(Int32(bitPattern: value) >> 4))
+        return architecture == .x86
+            ? GuestVirtualAddress(UInt64(value)) : base + UInt64(bitPattern: Int64(Int32(bitPattern: value) >> 4))
     }
 }

@@ -7,17 +7,36 @@ struct RegisterCodec {
 
     init(_ description: TargetDescription) { self.description = description }
 
-    /// The registers that are written back, with their names in the target description.
-    private static let general: [(String, WritableKeyPath<Registers, UInt64> & Sendable)] = [
-        ("rax", \.rax), ("rbx", \.rbx), ("rcx", \.rcx), ("rdx", \.rdx), ("rsi", \.rsi), ("rdi", \.rdi),
-        ("rbp", \.rbp), ("rsp", \.rsp), ("r8", \.r8), ("r9", \.r9), ("r10", \.r10), ("r11", \.r11),
-        ("r12", \.r12), ("r13", \.r13), ("r14", \.r14), ("r15", \.r15), ("rip", \.rip), ("eflags", \.rflags),
+    private struct General: Sendable {
+        var path: WritableKeyPath<Registers, UInt64> & Sendable
+        /// In the target description of a 64-bit processor.
+        var name: String
+        /// In that of a processor without long mode (qemu-system-i386); nil where it has no such register.
+        var shortName: String?
+    }
+
+    /// The registers that are written back.
+    private static let general: [General] = [
+        General(path: \.rax, name: "rax", shortName: "eax"), General(path: \.rbx, name: "rbx", shortName: "ebx"),
+        General(path: \.rcx, name: "rcx", shortName: "ecx"), General(path: \.rdx, name: "rdx", shortName: "edx"),
+        General(path: \.rsi, name: "rsi", shortName: "esi"), General(path: \.rdi, name: "rdi", shortName: "edi"),
+        General(path: \.rbp, name: "rbp", shortName: "ebp"), General(path: \.rsp, name: "rsp", shortName: "esp"),
+        General(path: \.r8, name: "r8"), General(path: \.r9, name: "r9"), General(path: \.r10, name: "r10"),
+        General(path: \.r11, name: "r11"), General(path: \.r12, name: "r12"), General(path: \.r13, name: "r13"),
+        General(path: \.r14, name: "r14"), General(path: \.r15, name: "r15"),
+        General(path: \.rip, name: "rip", shortName: "eip"),
+        General(path: \.rflags, name: "eflags", shortName: "eflags"),
     ]
 
+    private func register(_ general: General) -> TargetDescription.Register? {
+        description[general.name] ?? general.shortName.flatMap { description[$0] }
+    }
+
+    private var hasLongMode: Bool { description["rax"] != nil }
+
     func decode(_ packet: [UInt8]) throws(HypervisorError) -> Registers {
-        func value(_ name: String) throws(HypervisorError) -> UInt64 {
-            guard let register = description[name], register.offset + register.size <= packet.count,
-                register.size <= 8
+        func value(_ register: TargetDescription.Register?, _ name: String) throws(HypervisorError) -> UInt64 {
+            guard let register, register.offset + register.size <= packet.count, register.size <= 8
             else { throw .unexpectedAnswer("no register \(name) in \(packet.count) bytes from the gdbstub") }
             var value: UInt64 = 0
             for index in (0..<register.size).reversed() {
@@ -25,8 +44,11 @@ struct RegisterCodec {
             }
             return value
         }
+        func value(_ name: String) throws(HypervisorError) -> UInt64 { try value(description[name], name) }
         var registers = Registers()
-        for (name, path) in Self.general { registers[keyPath: path] = try value(name) }
+        for general in Self.general where hasLongMode || general.shortName != nil {
+            registers[keyPath: general.path] = try value(register(general), general.name)
+        }
         registers.cs = UInt16(truncatingIfNeeded: try value("cs"))
         registers.ss = UInt16(truncatingIfNeeded: try value("ss"))
         registers.fsBase = try value("fs_base")
@@ -80,9 +102,10 @@ struct RegisterCodec {
 
     /// The general registers that differ.
     func changes(from old: Registers, to new: Registers) -> [Change] {
-        Self.general.compactMap { name, path in
-            guard old[keyPath: path] != new[keyPath: path], let register = description[name] else { return nil }
-            return Change(number: register.number, value: new[keyPath: path], size: register.size)
+        Self.general.compactMap { general in
+            let value = new[keyPath: general.path]
+            guard old[keyPath: general.path] != value, let register = register(general) else { return nil }
+            return Change(number: register.number, value: value, size: register.size)
         }
     }
 }

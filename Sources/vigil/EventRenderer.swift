@@ -156,9 +156,10 @@ enum JSONRendering {
     }
 
     private static func add(_ request: PowerRequest, _ caller: Caller, to line: inout JSONLine) {
-        line.add("action", request.action)
-        line.add("minimumState", request.minimumState)
-        line.add("flags", request.flags)
+        let known = request.isReadable ? request : nil
+        line.add("action", known?.action)
+        line.add("minimumState", known?.minimumState)
+        line.add("flags", known?.flags)
         line.add("caller", CallerJSON(caller))
     }
 
@@ -282,6 +283,7 @@ enum TextRendering {
     }
 
     private static func describe(_ request: PowerRequest) -> String {
+        guard request.isReadable else { return "arguments that could not be read" }
         let action = PowerAction(rawValue: request.action)?.windowsName ?? "action \(request.action)"
         let state = SystemPowerState(rawValue: request.minimumState)?.windowsName ?? "state \(request.minimumState)"
         return "\(action), \(state), flags \(hex(UInt64(request.flags)))"

@@ -35,6 +35,25 @@ import Testing
         #expect(try memory.load(UInt8.self, at: GuestPhysicalAddress(address + 7)) == 0x01)
     }
 
+    @Test("A word is found where it lies aligned, in regions of any order, but not where it does not count")
+    func words() throws {
+        func first(
+            _ values: Range<UInt64>, _ size: UInt64, except: [Range<UInt64>] = []
+        ) throws -> GuestPhysicalAddress? {
+            try memory.firstWord(in: values, wordSize: size, except: except) {}
+        }
+        storage.store(UInt64(0x1_8200_0010), at: 0x10_0008)
+        storage.store(UInt32(0x8200_0020), at: 0x10_0106)
+        storage.store(UInt32(0x8200_002f), at: (8 << 20) + 12)
+        #expect(try first(0x8200_0000..<0x8200_0030, 8) == nil)
+        #expect(try first(0x1_8200_0000..<0x1_8200_0030, 8) == GuestPhysicalAddress(0x10_0008))
+        // The lower half of a wider word is a word of 32 bits, one that is not aligned is none.
+        #expect(try first(0x8200_0000..<0x8200_0030, 4) == GuestPhysicalAddress(0x10_0008))
+        let apart = try first(0x8200_0000..<0x8200_0030, 4, except: [0x10_0008..<0x10_000c])
+        #expect(apart == GuestPhysicalAddress((1 << 32) + 12))
+        #expect(try first(0x8200_0000..<0x8200_002f, 4, except: [0x10_0000..<0x10_1000]) == nil)
+    }
+
     @Test("Bytes are compared in place, across regions, and in memory that is not mapped here; a hole is an error")
     func holds() throws {
         let place = GuestPhysicalAddress(0x20_0000 - 4)

@@ -75,6 +75,12 @@ import X86
 
     static let request = PowerRequest(action: 3, minimumState: 5, flags: 0xc000_0004)
 
+    @Test("Arguments that could not be read reject nothing: the call may be a request")
+    func unreadable() {
+        #expect(PowerRequest.unreadable.rejection == nil && PowerRequest.unreadable.transition == .unknown)
+        #expect(PowerRequest(action: 0, minimumState: 0, flags: 0).rejection != nil)
+    }
+
     @Test("On x86 the three words above the return address are the arguments", arguments: Paging.allCases)
     func x86(paging: Paging) throws {
         let space = Space.make(paging)

@@ -134,6 +134,30 @@ enum DescriptionSample {
         #expect(try TargetDescription { _ in Array(text.utf8) }["a"]?.number == .max - 1)
     }
 
+    @Test("A processor without long mode has eight registers of 32 bits, under their own names")
+    func i386() throws {
+        // As qemu-system-i386 7.2 describes it.
+        let names =
+            ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "eflags"]
+            + ["cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "k_gs_base"]
+            + ["cr0", "cr2", "cr3", "cr4", "cr8", "efer"]
+        let text = "<target>\(names.map { "<reg name=\"\($0)\" bitsize=\"32\"/>" }.joined())</target>"
+        let codec = RegisterCodec(try TargetDescription { _ in Array(text.utf8) })
+        let packet: [UInt8] = names.indices.flatMap { index -> [UInt8] in [UInt8(index + 1), 0, 0, 0x80] }
+        func value(_ name: String) throws -> UInt64 { UInt64(try #require(names.firstIndex(of: name)) + 1) | 0x8000_0000 }
+        let registers = try codec.decode(packet)
+        #expect(try registers.rax == value("eax") && registers.rbx == value("ebx"))
+        #expect(try registers.rsp == value("esp") && registers.rip == value("eip"))
+        #expect(try registers.fsBase == value("fs_base") && registers.processorRegion == registers.fsBase)
+        #expect(try registers.control.cr3 == value("cr3") && registers.r8 == 0 && registers.r15 == 0)
+        var changed = registers
+        changed.rbx = 5
+        changed.r9 = 5
+        let change = RegisterCodec.Change(number: 3, value: 5, size: 4)
+        #expect(codec.changes(from: registers, to: changed) == [change])
+        #expect(throws: HypervisorError.self) { try codec.decode(Array(packet.dropLast(8))) }
+    }
+
     @Test("Registers are decoded from where the description says they are")
     func decodes() throws {
         let codec = RegisterCodec(try DescriptionSample.description())

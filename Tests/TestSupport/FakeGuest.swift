@@ -80,7 +80,7 @@ public final class FakeGuest {
         registers.cs = 0x10
         registers.ss = 0x18
         registers.gsBase = processor
-        registers.control.cr3 = kernel.cr3
+        registers.control = ControlRegisters(cr0: 0x8005_0033, cr3: kernel.cr3, cr4: 0x6f8, efer: 0xd01)
         kernel.write(Self.returnAddress, at: registers.rsp)
         return registers
     }

@@ -33,5 +33,8 @@ pid_t clinux_spawn_dependent(const char *path, char *const arguments[], char *co
 /// where there is none.
 size_t clinux_find_word(const uint64_t *words, size_t count, uint64_t first, uint64_t length);
 
+/// The same with words of 32 bits.
+size_t clinux_find_word32(const uint32_t *words, size_t count, uint32_t first, uint32_t length);
+
 /// A descriptor that can be read when process `pid` has ended, or -errno.
 int clinux_process_descriptor(pid_t pid);

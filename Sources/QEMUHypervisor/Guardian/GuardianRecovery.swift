@@ -100,11 +100,14 @@ struct GuardianRecovery {
             let registers = try registers(ofThread: thread)
             // One that stands at a breakpoint has its stop before it, and would be taken past it.
             if state.sites.contains(.execution(GuestVirtualAddress(registers.rip))) { continue }
-            // Who has just returned stands right above the watched slot.
-            guard mayStep || watched.contains(registers.rsp &- 8) else { continue }
+            guard mayStep || watched.contains(registers.rsp &- Self.returnDistance(registers)) else { continue }
             if try !stub.isAboutToWait(at: registers.rip) { _ = try stub.step(thread: thread) }
         }
     }
+
+    /// How far above the watched slot the stack pointer stands of who has just returned from the power function: its
+    /// return address is gone, and with 32 bits its three arguments (Microsoft, "__stdcall").
+    private static func returnDistance(_ registers: Registers) -> UInt64 { registers.control.longModeActive ? 8 : 16 }
 
     /// Sites may be set twice where Vigil died between two steps: QEMU counts them.
     func removeWholly(_ site: BreakpointSite) throws(HypervisorError) {
