@@ -91,7 +91,8 @@ struct GuestCaller {
     ) throws(DetourError) {
         // Whoever takes over after Vigil has put the function back before.
         let registers = thread.rip == stopAddress.rawValue ? thread.standing(at: entry) : thread
-        let delay = HeldCaller.Delay(entry: entry, arrivalRSP: convention.arrivalRSP(of: thread), vcpu: vcpu, owed: owed)
+        let delay = HeldCaller.Delay(
+            entry: entry, arrivalRSP: convention.arrivalRSP(of: thread), vcpu: vcpu, owed: owed)
         try control { () throws(HypervisorError) in
             try effects.noteHold(HeldCaller(slot: slot, registers: registers, delay: delay, vectors: vectors))
         }

@@ -11,7 +11,8 @@ extension PhysicalMemory {
     ///   - excluded: physical addresses at which words do not count.
     ///   - meanwhile: called between parts of some megabytes.
     public func firstWord<Failure: Error>(
-        in values: Range<UInt64>, wordSize: UInt64 = 8, except excluded: [Range<UInt64>] = [], meanwhile: () throws(Failure) -> Void
+        in values: Range<UInt64>, wordSize: UInt64 = 8, except excluded: [Range<UInt64>] = [],
+        meanwhile: () throws(Failure) -> Void
     ) throws -> GuestPhysicalAddress? {
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.searchPart, alignment: 8)
         defer { buffer.deallocate() }

@@ -2,6 +2,8 @@
 public enum HypervisorError: Error, Equatable, Sendable {
     /// Nothing answers at the target, or it may not be used.
     case cannotConnect(target: String, reason: String)
+    /// Nobody is there to be reached, yet or any more: what `cannotConnect` says, and time may mend.
+    case absent(target: String, reason: String)
     /// A file is not there, or may not be read.
     case cannotOpen(path: String, reason: String)
     /// A file is no memory image that can be used.
@@ -31,7 +33,7 @@ public enum HypervisorError: Error, Equatable, Sendable {
 extension HypervisorError: CustomStringConvertible {
     public var description: String {
         switch self {
-        case .cannotConnect(let target, let reason):
+        case .cannotConnect(let target, let reason), .absent(let target, let reason):
             "cannot connect to \(target): \(reason)"
         case .cannotOpen(let path, let reason): "cannot open \(path): \(reason)"
         case .unusableImage(let path, let reason): "\(path) cannot be used as a memory image: \(reason)"

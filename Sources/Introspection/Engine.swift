@@ -10,8 +10,8 @@ import X86
 
 /// What the engine is to do.
 public struct EngineOptions {
-    /// How long to wait for a kernel that is not there yet.
-    public var wait = Duration.seconds(60)
+    /// How long to wait for a kernel that is not there yet; nil for as long as it takes.
+    public var wait: Duration? = .seconds(60)
     /// How long something that runs and is no Windows is given to become one: a boot loader may.
     public var patienceWithStrangers = Duration.seconds(5)
     public var patterns: [FunctionPatterns] = []
@@ -41,7 +41,7 @@ public struct EngineOptions {
     /// How held callers wait.
     public var waiting = WaitingWay.delay
     /// Names the session in its events, and in records of hibernations.
-    public var session = UUID().uuidString.lowercased()
+    public var session = Self.newSession()
     /// Where hibernations are recorded, and looked for on attaching; nil for nowhere.
     public var journal: (any HibernationJournal)?
     /// Starts a command for each request whose caller is held; the hold ends with it, if not before. A command
@@ -49,6 +49,9 @@ public struct EngineOptions {
     public var startHoldCommand: HoldCommandStart?
 
     public init() {}
+
+    /// A name for a session that no other has.
+    public static func newSession() -> String { UUID().uuidString.lowercased() }
 }
 
 /// The engine: owns what is known of one guest, takes one event at a time, and calls the floors below.
@@ -63,7 +66,8 @@ public final class Engine {
 
     private let machine: any ControllableMachine
     private let effects: GuestEffects
-    private var options: EngineOptions
+    /// What it does now: as it was told at first, and by wishes since.
+    public private(set) var options: EngineOptions
     private let report: (EngineEvent) -> Void
     private var powerGuard: PowerGuard?
     private var deployment: Deployment?
@@ -175,7 +179,7 @@ public final class Engine {
     }
 
     private func stay() throws(EngineError) -> Detachment.Reason {
-        var giveUpAt: Deadline? = ContinuousClock.now + options.wait
+        var giveUpAt: Deadline? = options.wait.map { .now + $0 }
         while true {
             if powerGuard == nil {
                 if case .end(let reason) = try attach(giveUpAt: giveUpAt) {
@@ -342,22 +346,25 @@ public final class Engine {
             callers: callers, dispatcher: try? survey.serviceTable.get().dispatcher,
             bugCheck: survey.bugCheck?.address, report: report)
         self.deployment = deployment
-        for kind in ProtectionKind.allCases where options.protections.contains(kind) { protect([kind], true) }
+        for kind in ProtectionKind.allCases where options.protections.contains(kind) { _ = protect([kind], true) }
         for program in programs where options.agents.contains(where: { $0.rawValue == program.name }) {
             want(program.name, true)
         }
         current.participant = deployment
     }
 
-    private func protect(_ kinds: Set<ProtectionKind>, processes: [String]? = nil, _ isWanted: Bool) {
+    /// - Returns: false where that was refused.
+    private func protect(_ kinds: Set<ProtectionKind>, processes: [String]? = nil, _ isWanted: Bool) -> Bool {
         do throws(ProtectionError) {
             if isWanted {
                 try deployment?.protections.arm(kinds, processes: processes ?? options.protectedProcesses)
             } else {
                 try deployment?.protections.disarm(kinds)
             }
+            return true
         } catch {
             report(.protection(.refused(error.description)))
+            return false
         }
     }
 
@@ -376,7 +383,11 @@ public final class Engine {
             case .agent(let kind, let isWanted):
                 options.agents.formSymmetricDifference(options.agents.contains(kind) == isWanted ? [] : [kind])
                 try whilePaused { () throws(DetourError) in want(kind.rawValue, isWanted) }
-            case .protect(let kinds, let processes, let isWanted): protect(kinds, processes: processes, isWanted)
+            case .protect(let kinds, let processes, let isWanted):
+                guard protect(kinds, processes: processes, isWanted) else { continue }
+                // The next boot is to be protected as this one is.
+                if isWanted { options.protections.formUnion(kinds) } else { options.protections.subtract(kinds) }
+                options.protectedProcesses += processes.filter { !options.protectedProcesses.contains($0) }
             case .notice(let notice): try detour { () throws(DetourError) in try deployment?.handle(notice) }
             }
         }

@@ -100,7 +100,9 @@ struct ExecutablePages {
             }
             // Under page-table isolation Windows forbids execution of the whole user half in the kernel's own root,
             // while the process executes through another one with the same tables below: the root says nothing.
-            guard entry.isUser || (isRoot && !format.rootHasRights), isRoot || !entry.isExecuteDisabled else { continue }
+            guard entry.isUser || (isRoot && !format.rootHasRights), isRoot || !entry.isExecuteDisabled else {
+                continue
+            }
             if level == 1 {
                 pages.append(GuestVirtualAddress(address))
             } else if level <= 3, entry.isLargePage, !isRoot || format.rootHasRights {

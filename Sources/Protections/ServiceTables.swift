@@ -43,7 +43,8 @@ final class ServiceTables {
             try add(.descriptor("KeServiceDescriptorTable"), table.descriptor, descriptorSize, reader)
             try add(.table, table.base, Int(min(table.limit, ServiceTable.plausibleLimits.upperBound)) * 4, reader)
             // Number: one byte of arguments for each service, in kernels that have such a table.
-            if let arguments = try? kernel.memory.pointer(at: table.descriptor + 3 * architecture.pointerSize), kernel.image.contains(arguments),
+            if let arguments = try? kernel.memory.pointer(at: table.descriptor + 3 * architecture.pointerSize),
+                kernel.image.contains(arguments),
                 kernel.image.contains(arguments + UInt64(table.limit))
             {
                 try add(.arguments, arguments, Int(table.limit), reader)

@@ -44,7 +44,8 @@ public enum QEMUTarget: Equatable, Sendable {
             case ENAMETOOLONG: "the path is too long for a socket (107 bytes at most)"
             default: String(cString: strerror(code))
             }
-        return .cannotConnect(target: description, reason: reason)
+        return code == ENOENT || code == ECONNREFUSED
+            ? .absent(target: description, reason: reason) : .cannotConnect(target: description, reason: reason)
     }
 
     private func connectUnix(_ path: String) throws(HypervisorError) -> Socket {

@@ -43,7 +43,7 @@ final class QMPClient {
     func negotiate(target: String) throws(HypervisorError) -> String {
         let deadline = ContinuousClock.now + Self.greetingTimeout
         while greeting == nil {
-            guard !socket.atEnd else { throw .cannotConnect(target: target, reason: "it closed the connection") }
+            guard !socket.atEnd else { throw .absent(target: target, reason: "it closed the connection") }
             guard ContinuousClock.now < deadline else { throw .heldByAnotherClient(target: target) }
             try receive(until: deadline)
         }

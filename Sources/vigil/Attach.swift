@@ -20,6 +20,12 @@ struct Attach: ParsableCommand {
 
     @Argument(help: Target.help) var target: Target
     @OptionGroup var discovery: DiscoveryOptions
+    @Flag(
+        help: """
+            Stay when QEMU ends, and attach to the next one that serves the same socket; wait for the first one, too. \
+            There is no limit then to waiting for a kernel, unless --wait gives one.
+            """)
+    var persist = false
     @Option(
         help: ArgumentHelp(
             "Hold the caller of each transition for so many milliseconds before it takes effect (10000 at most).",
@@ -113,6 +119,7 @@ struct Attach: ParsableCommand {
         InterruptSignals.install()
         let renderer = EventRenderer(format)
         var options = try discovery.engineOptions()
+        if persist && discovery.wait == nil { options.wait = nil }
         options.interception = intercept
         options.allowVisiblePatches = allowVisiblePatches
         options.waiting = allowVisiblePatches ? .handler : .delay
@@ -130,16 +137,16 @@ struct Attach: ParsableCommand {
         options.journal = FileHibernationJournal(folder: state ?? StateFolder.standard)
         try Failure.reporting {
             if intercept == .detour && !allowVisiblePatches { throw EngineError.detour(.inline(.visible)) }
-            let machine = try target.connect()
-            machine.wakeDescriptor = InterruptSignals.readEnd
+            var attendance = Attendance(target: target, persists: persist, renderer: renderer, options: options)
             if let runBefore {
                 let limit = holdLimit.map { Duration.milliseconds($0) } ?? RunBefore.defaultLimit
-                options.guardOptions = PowerGuardOptions(holdUntilReleasedWithin: limit)
-                let command = RunBefore(command: runBefore, qemu: machine.identity.processID, renderer: renderer)
-                options.startHoldCommand = command.start
+                attendance.options.guardOptions = PowerGuardOptions(holdUntilReleasedWithin: limit)
+                attendance.complete = { options, machine in
+                    let command = RunBefore(command: runBefore, qemu: machine.identity.processID, renderer: renderer)
+                    options.startHoldCommand = command.start
+                }
             }
-            let ending = try Engine(machine, options: options, report: renderer.render).run()
-            if case .machineLost(let reason) = ending { throw HypervisorError.gone(reason) }
+            try attendance.run()
         }
     }
 }

@@ -26,6 +26,8 @@ final class EventRenderer {
         switch event {
         case .power(.transitionRequested(let id, let request, _)): openRequests[id] = (request.transition, json)
         case .power(.outcome(let id, _, _, _)): openRequests[id] = nil
+        // Another session counts its requests anew.
+        case .detached: openRequests = [:]
         default: break
         }
     }

@@ -58,7 +58,7 @@ enum VigilExit: Int32, CaseIterable {
     init(_ error: HypervisorError) {
         self =
             switch error {
-            case .cannotConnect, .cannotOpen: .cannotConnect
+            case .cannotConnect, .absent, .cannotOpen: .cannotConnect
             case .unusableImage: .unusableImage
             case .notControllable: .notControllable
             case .heldByAnotherClient: .socketBusy

@@ -13,6 +13,16 @@ enum InterruptSignals {
         _ = write(writeEnd, &byte, 1)
     }
 
+    /// Waits for a signal.
+    /// - Returns: whether one came in time; it is taken then.
+    static func wait(_ duration: Duration) -> Bool {
+        let milliseconds = duration / .milliseconds(1)
+        var request = pollfd(fd: readEnd, events: Int16(POLLIN), revents: 0)
+        guard poll(&request, 1, Int32(milliseconds.rounded(.up))) > 0 else { return false }
+        var byte: UInt8 = 0
+        return read(readEnd, &byte, 1) == 1
+    }
+
     static func install() {
         guard readEnd < 0 else { return }
         var ends: [Int32] = [-1, -1]

@@ -33,7 +33,7 @@ import Testing
     func closesAtOnce() throws {
         let peer = ScriptedPeer { $0.hangUp() }
         peer.finish()
-        #expect(throws: HypervisorError.cannotConnect(target: "qemu:test", reason: "it closed the connection")) {
+        #expect(throws: HypervisorError.absent(target: "qemu:test", reason: "it closed the connection")) {
             try Self.client(peer).negotiate(target: "qemu:test")
         }
     }

@@ -144,7 +144,9 @@ enum DescriptionSample {
         let text = "<target>\(names.map { "<reg name=\"\($0)\" bitsize=\"32\"/>" }.joined())</target>"
         let codec = RegisterCodec(try TargetDescription { _ in Array(text.utf8) })
         let packet: [UInt8] = names.indices.flatMap { index -> [UInt8] in [UInt8(index + 1), 0, 0, 0x80] }
-        func value(_ name: String) throws -> UInt64 { UInt64(try #require(names.firstIndex(of: name)) + 1) | 0x8000_0000 }
+        func value(_ name: String) throws -> UInt64 {
+            UInt64(try #require(names.firstIndex(of: name)) + 1) | 0x8000_0000
+        }
         let registers = try codec.decode(packet)
         #expect(try registers.rax == value("eax") && registers.rbx == value("ebx"))
         #expect(try registers.rsp == value("esp") && registers.rip == value("eip"))
