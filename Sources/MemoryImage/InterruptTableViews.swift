@@ -1,8 +1,9 @@
 import GuestMemory
 
-/// Where interrupt tables, known by their physical addresses, are in the address spaces of several roots of page tables.
+/// Where interrupt tables, known by their physical addresses, are in the address spaces of several roots of page tables
+/// of one kind.
 ///
-/// Tables below a root's first level are followed once for all roots that share them. Page tables are hostile input:
+/// Tables below a root are followed once for all roots that share them. Page tables are hostile input:
 /// the tables followed, and what they show, have limits.
 struct InterruptTableViews {
     struct View: Equatable {
@@ -16,11 +17,13 @@ struct InterruptTableViews {
     private static let maximumViews = 1 << 14
 
     private struct Branch: Hashable {
-        var index: Int
+        var prefix: UInt64
+        var level: Int
         var table: UInt64
     }
 
     private let memory: PhysicalMemory
+    private let format: RootFormat
     /// Ascending.
     private let interruptTables: [UInt64]
     private var known: [Branch: [View]] = [:]
@@ -28,8 +31,9 @@ struct InterruptTableViews {
     private var viewsFound = 0
 
     /// - Parameter interruptTables: their physical addresses, ascending.
-    init(_ memory: PhysicalMemory, interruptTables: [UInt64]) {
+    init(_ memory: PhysicalMemory, format: RootFormat, interruptTables: [UInt64]) {
         self.memory = memory
+        self.format = format
         self.interruptTables = interruptTables
     }
 
@@ -37,40 +41,46 @@ struct InterruptTableViews {
     mutating func seen(from root: UInt64, entries: [UInt64]) throws(TableSearchError) -> [View] {
         guard !interruptTables.isEmpty else { return [] }
         var views: [View] = []
-        for index in 256..<512 {
+        for index in format.upperHalf {
             let entry = entries[index]
-            let next = entry & PageExamination.addressMask
-            // PS is reserved here. The root itself shows nothing but tables.
-            guard entry & 0x81 == 1, next != root else { continue }
-            let branch = Branch(index: index, table: next)
-            if let earlier = known[branch] {
-                views += earlier
-                continue
+            // The root itself shows nothing but tables.
+            guard entry & 1 != 0, entry & PageExamination.addressMask != root else { continue }
+            let address = format.extension64 | format.offset(of: index, level: format.levels)
+            if entry & 1 << 7 == 0 {
+                views += try seen(below: entry, level: format.levels - 1, prefix: address)
+            } else if format == .legacy {
+                try add(largePage: entry, at: address, &views)
             }
-            var found: [View] = []
-            try follow(next, level: 3, prefix: 0xffff << 48 | UInt64(index) << 39, &found)
-            known[branch] = found
-            views += found
         }
         return views
     }
 
-    private mutating func follow(
-        _ address: UInt64, level: Int, prefix: UInt64, _ views: inout [View]
-    ) throws(TableSearchError) {
-        guard let table = try table(at: address) else { return }
-        let shift = UInt64(12 + 9 * (level - 1))
-        for index in 0..<512 {
-            let entry = table[index]
-            guard entry & 1 != 0 else { continue }
-            let virtual = prefix | UInt64(index) << shift
+    /// What a table shows that an entry leads to.
+    private mutating func seen(
+        below entry: UInt64, level: Int, prefix: UInt64
+    ) throws(TableSearchError) -> [View] {
+        let branch = Branch(prefix: prefix, level: level, table: entry & PageExamination.addressMask)
+        if let earlier = known[branch] { return earlier }
+        var views: [View] = []
+        for (index, entry) in (try table(at: branch.table) ?? []).enumerated() where entry & 1 != 0 {
+            let virtual = prefix | format.offset(of: index, level: level)
             if level > 1, entry & (1 << 7) == 0 {
-                try follow(entry & PageExamination.addressMask, level: level - 1, prefix: virtual, &views)
+                views += try seen(below: entry, level: level - 1, prefix: virtual)
                 continue
             }
-            let size = UInt64(1) << shift
+            let size = format.offset(of: 1, level: level)
             try add(page: entry & PageExamination.addressMask & ~(size - 1), size: size, at: virtual, &views)
         }
+        known[branch] = views
+        return views
+    }
+
+    /// A page of 4 MiB in 32-bit paging. Intel SDM volume 3, 4.3.
+    private mutating func add(
+        largePage entry: UInt64, at virtual: UInt64, _ views: inout [View]
+    ) throws(TableSearchError) {
+        let page = entry & 0xffc0_0000 | (entry & 0x001f_e000) << 19
+        try add(page: page, size: 1 << 22, at: virtual, &views)
     }
 
     private mutating func add(
@@ -94,15 +104,23 @@ struct InterruptTableViews {
     }
 
     /// A table's entries; nil where it lies outside memory.
-    mutating func table(at address: UInt64) throws(TableSearchError) -> [UInt64]? {
+    mutating func table(at address: UInt64, isRoot: Bool = false) throws(TableSearchError) -> [UInt64]? {
         tablesRead += 1
         guard tablesRead <= Self.maximumTables else { throw .tooMany("page tables", limit: Self.maximumTables) }
-        var entries = [UInt64](repeating: 0, count: 512)
+        // PAE's four pointers are no page of their own.
+        let isPointers = format == .pae && isRoot
+        var bytes = [UInt8](repeating: 0, count: isPointers ? 32 : PageExamination.pageSize)
         do throws(MemoryError) {
-            try entries.withUnsafeMutableBufferPointer { (buffer) throws(MemoryError) in
+            try bytes.withUnsafeMutableBufferPointer { (buffer) throws(MemoryError) in
                 try memory.read(at: GuestPhysicalAddress(address), into: UnsafeMutableRawBufferPointer(buffer))
             }
-            return entries
+            return bytes.withUnsafeBytes { bytes in
+                stride(from: 0, to: bytes.count, by: format.entrySize).map { place in
+                    format.entrySize == 8
+                        ? bytes.load(fromByteOffset: place, as: UInt64.self)
+                        : UInt64(bytes.load(fromByteOffset: place, as: UInt32.self))
+                }
+            }
         } catch .notRAM {
             return nil
         } catch {

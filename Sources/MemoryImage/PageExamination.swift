@@ -1,6 +1,6 @@
 import Glibc
 
-/// What a page of physical memory looks like: x86-64's structures that memory is searched for.
+/// What a page of physical memory looks like: the processor's structures that memory is searched for.
 ///
 /// A page that looks like one need not be one. Whoever uses it looks closer.
 enum PageExamination {
@@ -14,7 +14,7 @@ enum PageExamination {
         return start.loadUnaligned(as: UInt64.self) == 0 && memcmp(start, start + 8, pageSize - 8) == 0
     }
 
-    /// Whether a page, at this physical address, could be the root of 4-level page tables that maps itself in its
+    /// Whether a page, at this physical address, could be the root of 4- or 5-level page tables that maps itself in its
     /// upper half, as Windows has each of its roots do to reach the tables.
     static func mapsItself(_ page: UnsafeRawBufferPointer, at address: UInt64) -> Bool {
         // P set, PS clear.

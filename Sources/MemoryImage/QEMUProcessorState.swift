@@ -70,6 +70,8 @@ struct QEMUProcessorState: Equatable {
         control.cr2 = cr2
         if machine == .amd64, control.pagingEnabled, control.physicalAddressExtension {
             control.efer = Self.longMode
+        } else if control.pagingEnabled, control.physicalAddressExtension {
+            control.efer = Self.executeDisable
         }
         return ProcessorTables(
             control: control, idtBase: GuestVirtualAddress(idtBase), idtLimit: idtLimit,
@@ -77,5 +79,7 @@ struct QEMUProcessorState: Equatable {
     }
 
     /// EFER.LME, LMA and NXE.
-    static let longMode: UInt64 = 1 << 8 | 1 << 10 | 1 << 11
+    static let longMode: UInt64 = 1 << 8 | 1 << 10 | executeDisable
+    /// EFER.NXE.
+    static let executeDisable: UInt64 = 1 << 11
 }

@@ -24,7 +24,7 @@ extension TableSearchError: CustomStringConvertible {
     }
 }
 
-/// Finds page tables and interrupt tables of a 64-bit system in memory whose vCPUs' registers are not known.
+/// Finds page tables and interrupt tables of a system in memory whose vCPUs' registers are not known.
 ///
 /// All of memory is read once, for pages that could be a root of page tables and for interrupt tables. Then each
 /// root is followed to the virtual addresses of the interrupt tables. One is taken where all the handlers that it
@@ -46,30 +46,46 @@ struct TableSearch {
 
     func processorTables() throws(TableSearchError) -> [ProcessorTables] {
         let candidates = try candidates()
-        var views = InterruptTableViews(memory, interruptTables: candidates.interruptTables)
+        var result: [ProcessorTables] = []
+        for format in RootFormat.allCases {
+            // The roots of both look alike, and one machine does not use both.
+            if format == .fiveLevel, !result.isEmpty { continue }
+            try addTables(of: format, candidates, to: &result)
+        }
+        return result
+    }
+
+    private func addTables(
+        of format: RootFormat, _ candidates: Candidates, to result: inout [ProcessorTables]
+    ) throws(TableSearchError) {
+        let interruptTables = format.is64Bit ? candidates.interruptTables : candidates.interruptTables32
+        var views = InterruptTableViews(memory, format: format, interruptTables: interruptTables)
         var handlers: [UInt64: [UInt64]] = [:]
-        for table in candidates.interruptTables { handlers[table] = try self.handlers(of: table) }
+        for table in interruptTables { handlers[table] = try self.handlers(of: table, format) }
         var seen: Set<System> = []
         var pairs = 0
-        var result: [ProcessorTables] = []
-        for root in candidates.roots {
+        for root in candidates.roots(of: format) {
             if isCancelled() { throw .cancelled }
-            guard let entries = try views.table(at: root) else { continue }
+            guard let entries = try views.table(at: root, isRoot: true) else { continue }
             for view in try views.seen(from: root, entries: entries) {
                 pairs += 1
                 guard pairs <= Self.maximumPairs else {
                     throw .tooMany("page tables that map interrupt tables", limit: Self.maximumPairs)
                 }
                 guard let handlers = handlers[view.physical] else { continue }
-                let system = System(interruptTable: view.physical, handlers: handlers, root: entries)
-                guard seen.insert(system).inserted, areMapped(handlers, from: root) else { continue }
+                let system = System(
+                    interruptTable: view.physical, branches: branches(to: handlers, root: entries, format))
+                guard seen.insert(system).inserted, areMapped(handlers, from: root, format) else { continue }
                 guard result.count < Self.maximumResults else {
                     throw .tooMany("interrupt tables in use", limit: Self.maximumResults)
                 }
-                result.append(tables(view, from: root))
+                result.append(
+                    ProcessorTables(
+                        control: format.control(root: root), idtBase: GuestVirtualAddress(view.address),
+                        idtLimit: format.is64Bit ? 0xfff : 0x7ff, gdtBase: GuestVirtualAddress(0), gdtLimit: 0,
+                        isInferred: true))
             }
         }
-        return result
     }
 
     // MARK: The pass over all of memory
@@ -78,6 +94,22 @@ struct TableSearch {
         /// Physical addresses, ascending.
         var roots: [UInt64] = []
         var interruptTables: [UInt64] = []
+        /// Of 32-bit systems.
+        var directories: [UInt64] = []
+        var pointerTables: [(address: UInt64, lastDirectory: UInt64)] = []
+        var lastDirectories: Set<UInt64> = []
+        var interruptTables32: [UInt64] = []
+
+        func roots(of format: RootFormat) -> [UInt64] {
+            switch format {
+            case .fourLevel, .fiveLevel: roots
+            case .pae: pointerTables.filter { lastDirectories.contains($0.lastDirectory) }.map(\.address)
+            case .legacy: directories
+            }
+        }
+
+        var rootCount: Int { roots.count + directories.count + pointerTables.count + lastDirectories.count }
+        var interruptTableCount: Int { interruptTables.count + interruptTables32.count }
     }
 
     private func candidates() throws(TableSearchError) -> Candidates {
@@ -114,11 +146,21 @@ struct TableSearch {
             PageExamination.forEachInterruptTable(in: page) { offset in
                 candidates.interruptTables.append(address + UInt64(offset))
             }
+            PageExamination.forEachInterruptTable32(in: page) { offset in
+                candidates.interruptTables32.append(address + UInt64(offset))
+            }
+            // CR3 has 32 bits there.
+            if address >> 32 != 0 { continue }
+            if PageExamination.isDirectory(page, at: address) { candidates.directories.append(address) }
+            if PageExamination.isLastDirectory(page, at: address) { candidates.lastDirectories.insert(address) }
+            PageExamination.forEachPointerTable(in: page) { offset, last in
+                candidates.pointerTables.append((address + UInt64(offset), last))
+            }
         }
-        guard candidates.roots.count <= Self.maximumRoots else {
+        guard candidates.rootCount <= Self.maximumRoots else {
             throw .tooMany("pages that could be a root of page tables", limit: Self.maximumRoots)
         }
-        guard candidates.interruptTables.count <= Self.maximumInterruptTables else {
+        guard candidates.interruptTableCount <= Self.maximumInterruptTables else {
             throw .tooMany("interrupt tables", limit: Self.maximumInterruptTables)
         }
     }
@@ -129,18 +171,25 @@ struct TableSearch {
     /// is enough.
     private struct System: Hashable {
         var interruptTable: UInt64
-        /// The tables that the root has for the handlers.
+        /// The tables for the handlers that it has in common with others.
         var branches: [UInt64]
+    }
 
-        init(interruptTable: UInt64, handlers: [UInt64], root: [UInt64]) {
-            self.interruptTable = interruptTable
-            branches = handlers.map { root[Int($0 >> 39 & 511)] & PageExamination.addressMask }
+    /// The tables below all that processes have of their own: the root, and PAE's directories.
+    private func branches(to handlers: [UInt64], root: [UInt64], _ format: RootFormat) -> [UInt64] {
+        handlers.map { handler in
+            let index = handler >> UInt64(12 + format.indexBits * (format.levels - 1))
+            let entry = root[Int(index) & (root.count - 1)] & PageExamination.addressMask
+            guard format == .pae else { return entry }
+            let place = GuestPhysicalAddress(entry + (handler >> 21 & 511) * 8)
+            return ((try? memory.load(UInt64.self, at: place)) ?? 0) & PageExamination.addressMask
         }
     }
 
     /// Where the gates of an interrupt table in memory lead.
-    private func handlers(of table: UInt64) throws(TableSearchError) -> [UInt64] {
-        var gates = [UInt8](repeating: 0, count: 15 * 16)
+    private func handlers(of table: UInt64, _ format: RootFormat) throws(TableSearchError) -> [UInt64] {
+        let gateSize = format.is64Bit ? 16 : 8
+        var gates = [UInt8](repeating: 0, count: 15 * gateSize)
         do throws(MemoryError) {
             try gates.withUnsafeMutableBufferPointer { (buffer) throws(MemoryError) in
                 try memory.read(at: GuestPhysicalAddress(table), into: UnsafeMutableRawBufferPointer(buffer))
@@ -149,26 +198,21 @@ struct TableSearch {
             throw .memory(error)
         }
         return gates.withUnsafeBytes { gates in
-            PageExamination.vectors.compactMap { PageExamination.handler(in: gates, at: $0 * 16) }
+            format.is64Bit
+                ? PageExamination.vectors.compactMap { PageExamination.handler(in: gates, at: $0 * 16) }
+                : PageExamination.vectors32.compactMap { PageExamination.handler32(in: gates, at: $0 * 8) }
         }
     }
 
-    private func areMapped(_ handlers: [UInt64], from root: UInt64) -> Bool {
-        let space = VirtualMemory(physical: memory, space: AddressSpace(root: root, mode: .fourLevel))
+    private func areMapped(_ handlers: [UInt64], from root: UInt64, _ format: RootFormat) -> Bool {
+        let control = format.control(root: root)
+        let space = VirtualMemory(physical: memory, space: AddressSpace(control))
+        let wanted = format.is64Bit ? PageExamination.vectors.count : PageExamination.vectors32.count
         // Fewer where the file has changed since.
-        return handlers.count == PageExamination.vectors.count
+        return handlers.count == wanted
             && handlers.allSatisfy { handler in
                 guard let place = try? space.translate(GuestVirtualAddress(handler)) else { return false }
                 return place.isExecutable && !place.isUser
             }
-    }
-
-    private func tables(_ view: InterruptTableViews.View, from root: UInt64) -> ProcessorTables {
-        // PE and PG; PAE; long mode.
-        let control = ControlRegisters(
-            cr0: 1 << 31 | 1, cr3: root, cr4: 1 << 5, efer: QEMUProcessorState.longMode)
-        return ProcessorTables(
-            control: control, idtBase: GuestVirtualAddress(view.address), idtLimit: 0xfff,
-            gdtBase: GuestVirtualAddress(0), gdtLimit: 0, isInferred: true)
     }
 }

@@ -52,7 +52,9 @@ extension Integration {
             try guest.expectNothingLeft()
         }
 
-        @Test("A guest that is reset ten times in a row, by itself and by its host, is armed each time", arguments: [1, 2])
+        @Test(
+            "A guest that is reset ten times in a row, by itself and by its host, is armed each time",
+            arguments: [1, 2])
         func tenResets(vcpus: Int) throws {
             var configuration = GuestConfiguration()
             configuration.extraArguments = ["-smp", String(vcpus)]

@@ -24,7 +24,8 @@ extension Integration {
             }
         }
 
-        @Test("Started before there is any QEMU, Vigil attaches to each that serves the socket, in a session of its own")
+        @Test(
+            "Started before there is any QEMU, Vigil attaches to each that serves the socket, in a session of its own")
         func comesBack() throws {
             let socket = SharedSocket()
             let vigil = try VigilProcess(["attach", socket.target, "--persist", "--format", "json"])
