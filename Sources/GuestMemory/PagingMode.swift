@@ -60,6 +60,23 @@ public enum PagingMode: Hashable, Sendable {
         }
     }
 
+    /// How much of the address space one entry of a level maps, in bytes: 4 KiB at level 1, then 512 times as much
+    /// with each level, 1024 times in 32-bit paging. Intel SDM volume 3, 4.3 to 4.5.
+    @inlinable public func span(ofLevel level: Int) -> UInt64 {
+        let bits: UInt64 = if case .legacy32 = self { 10 } else { 9 }
+        return 4096 &<< (bits &* UInt64(truncatingIfNeeded: max(1, min(level, 5)) &- 1))
+    }
+
+    /// The part of CR3 (and of a KPROCESS's DirectoryTableBase) that is the root table's address: the rest are flags
+    /// or a PCID. With PAE the table of 32 bytes may lie anywhere in a page. Intel SDM volume 3, 4.3 to 4.5.
+    @inlinable public func rootAddress(_ cr3: UInt64) -> UInt64 {
+        switch self {
+        case .none, .legacy32: cr3 & 0xffff_f000
+        case .pae: cr3 & 0xffff_ffe0
+        case .fourLevel, .fiveLevel: cr3 & PageTableEntry.addressMask
+        }
+    }
+
     /// Whether an address can be translated at all: within 32 bits, or canonical (SDM volume 1, 3.3.7.1).
     @inlinable public func isCanonical(_ address: GuestVirtualAddress) -> Bool {
         switch self {

@@ -56,7 +56,8 @@ public struct GuestSurvey {
             awakeTime = time.flatMap { $0 >> 63 == 0 ? .microseconds(Int64($0 / 10)) : nil }
             let delayFunction = try? kernel.export("KeDelayExecutionThread")
             means = WaitingMeans(
-                delayFunction: delayFunction, sharedData: time != nil ? SharedUserData.address : nil,
+                delayFunction: delayFunction,
+                sharedData: time != nil ? SharedUserData.address(in: kernel.architecture) : nil,
                 push: delayFunction.flatMap { [memory = kernel.memory] in PushInstruction(near: $0, in: memory) })
         } catch {
             throw .discovery(error)

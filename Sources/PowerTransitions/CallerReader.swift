@@ -28,7 +28,7 @@ public struct CallerReader {
     /// - Parameter registers: of the vCPU.
     public func caller(_ registers: Registers) -> Caller {
         let returnAddress = (try? kernel.memory.pointer(at: GuestVirtualAddress(registers.rsp)))
-        guard let thread = try? processes.currentThread(gsBase: registers.processorRegion) else {
+        guard let thread = try? processes.currentThread(processorRegion: registers.processorRegion) else {
             return Caller(
                 mode: .unknown, thread: GuestVirtualAddress(0), threadID: nil, processID: nil, processName: nil,
                 returnAddress: returnAddress ?? GuestVirtualAddress(0))

@@ -8,9 +8,9 @@ import X86
 public struct Accessor: Hashable, Sendable {
     /// What the chain of loads starts from.
     public enum Root: Hashable, Sendable {
-        /// The function's first argument, in RCX.
+        /// The function's first argument: in RCX, with 32 bits on the stack.
         case argument
-        /// The 64-bit word at this offset from GS: a field of the processor's control region (KPCR).
+        /// The pointer at this offset from GS, with 32 bits from FS: a field of the processor's control region (KPCR).
         case processorRegion(offset: Int64)
     }
 
@@ -45,6 +45,10 @@ struct AccessorDecoder {
     private var registers = [Accessor?](repeating: nil, count: 16)
     /// Values stored in the frame, by offset from the stack pointer at entry.
     private var frame: [Int64: Accessor] = [:]
+    /// In bytes.
+    private let wordSize: Int64
+    /// What the processor's control region is reached by.
+    private let region: Register
     private var stack: Int64 = 0
     /// RBP holds the stack pointer plus this.
     private var framePointer: Int64?
@@ -53,7 +57,16 @@ struct AccessorDecoder {
         reader = CodeReader(memory)
         self.function = function
         self.start = start
-        registers[1] = Accessor(root: .argument, loads: [], displacement: 0)
+        let argument = Accessor(root: .argument, loads: [], displacement: 0)
+        switch KernelArchitecture(memory.pagingMode) {
+        case .x64:
+            (wordSize, region) = (8, .gs)
+            registers[1] = argument
+        case .x86:
+            (wordSize, region) = (4, .fs)
+            // Above the return address.
+            frame[4] = argument
+        }
     }
 
     /// What the exported function `name` returns.
@@ -102,14 +115,23 @@ struct AccessorDecoder {
     private mutating func execute(_ instruction: Instruction) throws(DiscoveryError) {
         let operands = instruction.operands
         switch instruction.mnemonic {
-        case .nop, .endbr64:
+        case .nop, .endbr64, .endbr32:
             return
+        case .xchg:
+            // XCHG AX, AX is a NOP of two bytes.
+            guard let register = operands[0].register, register == operands[1].register else {
+                throw unexpected("it exchanges values")
+            }
         case .push:
-            stack -= 8
+            stack = stack &- wordSize
             frame[stack] = operands[0].register.flatMap { value(of: $0) }
         case .pop:
             if let register = operands[0].register { set(register, to: frame[stack]) }
-            stack += 8
+            stack = stack &+ wordSize
+        case .leave:
+            guard let framePointer else { throw unexpected("it leaves a frame that it has not entered") }
+            stack = framePointer &+ wordSize
+            self.framePointer = nil
         case .sub, .add:
             try add(instruction)
         case .mov, .movzx, .movsx, .movsxd:
@@ -117,11 +139,14 @@ struct AccessorDecoder {
                 guard let slot = frameSlot(target) else { throw unexpected("it writes to memory") }
                 frame[slot] = operands[1].register.flatMap { value(of: $0) }
             } else if let target = operands[0].register {
-                if target.whole == .rbp, operands[1].register == .rsp {
+                if target.whole == .rsp, operands[1].register?.whole == .rbp, let framePointer {
+                    stack = framePointer
+                } else if target.whole == .rbp, operands[1].register?.whole == .rsp {
                     framePointer = stack
                     set(target, to: nil)
                 } else if let source = operands[1].register {
-                    set(target, to: value(of: source))
+                    // MOV EDI, EDI at a function's start is there to be patched.
+                    if source != target { set(target, to: value(of: source)) }
                 } else if let source = operands[1].memory {
                     set(target, to: try load(source))
                 } else {
@@ -130,7 +155,7 @@ struct AccessorDecoder {
             }
         case .lea:
             guard let target = operands[0].register, let source = operands[1].memory else { return }
-            if target.whole == .rbp, source.isField(of: .rsp) {
+            if target.whole == .rbp, source.isField(ofWhole: .rsp) {
                 framePointer = stack &+ source.displacement
                 set(target, to: nil)
             } else if let base = source.base, source.isField(of: base), var value = value(of: base) {
@@ -151,8 +176,11 @@ struct AccessorDecoder {
     private mutating func add(_ instruction: Instruction) throws(DiscoveryError) {
         guard let target = instruction.operands[0].register else { throw unexpected("it changes memory") }
         guard let immediate = instruction.operands[1].immediate else { return set(target, to: nil) }
-        let amount = Int64(bitPattern: immediate) &* (instruction.mnemonic == .sub ? -1 : 1)
-        if target == .rsp {
+        // An immediate is as wide as its register.
+        let unused = Int64(64 &- min(64, max(8, Int64(target.bits))))
+        let extended = (Int64(bitPattern: immediate) &<< unused) &>> unused
+        let amount = extended &* (instruction.mnemonic == .sub ? -1 : 1)
+        if target.whole == .rsp {
             stack = stack &+ amount
         } else if var value = value(of: target) {
             value.displacement &+= amount
@@ -161,7 +189,7 @@ struct AccessorDecoder {
     }
 
     private func load(_ source: MemoryOperand) throws(DiscoveryError) -> Accessor? {
-        if source.segment == .gs {
+        if source.segment == region {
             guard source.base == nil, source.index == nil else { return nil }
             return Accessor(root: .processorRegion(offset: source.displacement), loads: [], displacement: 0)
         }
@@ -173,8 +201,8 @@ struct AccessorDecoder {
     }
 
     private func frameSlot(_ operand: MemoryOperand) -> Int64? {
-        if operand.isField(of: .rsp) { return stack &+ operand.displacement }
-        if let framePointer, operand.isField(of: .rbp) { return framePointer &+ operand.displacement }
+        if operand.isField(ofWhole: .rsp) { return stack &+ operand.displacement }
+        if let framePointer, operand.isField(ofWhole: .rbp) { return framePointer &+ operand.displacement }
         return nil
     }
 

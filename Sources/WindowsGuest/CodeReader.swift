@@ -8,13 +8,17 @@ final class CodeReader {
     /// 64 MiB of code: more than any kernel has.
     static let maximumPages = 1 << 14
 
+    /// What the code is for.
+    let architecture: KernelArchitecture
     private let memory: KernelMemory
     private let decoder: InstructionDecoder
     private var pages: [UInt64: [UInt8]] = [:]
 
-    init(_ memory: KernelMemory) {
+    /// - Parameter architecture: what the code is for; nil where that is what the system is for.
+    init(_ memory: KernelMemory, architecture: KernelArchitecture? = nil) {
         self.memory = memory
-        decoder = InstructionDecoder(mode: KernelArchitecture(memory.pagingMode).decodingMode)
+        self.architecture = architecture ?? KernelArchitecture(memory.pagingMode)
+        decoder = InstructionDecoder(mode: self.architecture.decodingMode)
     }
 
     /// The instruction at `address`; nil where the bytes are none.

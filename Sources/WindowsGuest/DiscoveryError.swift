@@ -7,7 +7,8 @@ import GuestMemory
 public enum DiscoveryError: Error, Hashable, Sendable {
     /// Paging is off on this vCPU: the guest is in its firmware or its first boot code.
     case pagingOff
-    /// The vCPU is not in long mode: firmware, boot code, or a 32-bit kernel, which is not supported yet.
+    /// The vCPU is not in long mode, and its interrupt table is none of 32-bit mode: firmware or boot code between the
+    /// two.
     case notLongMode
     /// The system is not far enough: what is missing, in words.
     case stillBooting(String)
@@ -55,7 +56,7 @@ extension DiscoveryError: CustomStringConvertible {
         case .pagingOff:
             "the guest has not turned paging on yet: it is in its firmware or its boot loader"
         case .notLongMode:
-            "the guest is not in 64-bit mode: it is booting, or its kernel is a 32-bit one, which is not supported"
+            "the guest is neither in 64-bit mode nor has it the tables of 32-bit mode: it is booting"
         case .stillBooting(let what):
             "the guest is still booting: \(what)"
         case .notVisible(let address):

@@ -6,7 +6,7 @@ import X86
 /// The function is decoded along all of its paths. What is known is in which registers, and in which words of its own
 /// stack frame, the lower half of the argument lies: at a place where paths meet, what holds on all of them. What is
 /// not understood takes knowledge away and never adds any. Stores that do not go to the frame by its own registers are
-/// taken not to go there.
+/// taken not to go there. On x86 the argument is on the stack, and so is what is passed on.
 struct ForwardedArgument {
     /// More than any function has that only passes something on.
     static let maximumInstructions = 1 << 12
@@ -14,18 +14,33 @@ struct ForwardedArgument {
     /// What holds before an instruction.
     private struct Knowledge: Equatable {
         /// Registers whose lower half is the argument, a bit each.
-        var holders: UInt16 = 1 << 1
+        var holders: UInt16
         /// Words of the frame that begin with it, in bytes from the stack pointer at the function's entry.
-        var words: Set<Int64> = []
+        var words: Set<Int64>
         /// Registers that hold an address in the frame, in the same count.
         var frame: [UInt8: Int64] = [4: 0]
+
+        /// At the function's entry.
+        init(_ architecture: KernelArchitecture) {
+            holders = architecture == .x64 ? 1 << 1 : 0
+            // Above the return address.
+            words = architecture == .x86 ? [4] : []
+        }
+
+        /// The function that is called now is given the argument as its first.
+        func isPassedOn(_ architecture: KernelArchitecture) -> Bool {
+            switch architecture {
+            case .x64: holds(.rcx)
+            case .x86: frame[4].map { words.contains($0) } ?? false
+            }
+        }
 
         func holds(_ register: Register) -> Bool {
             register.kind == .general && register.bits >= 32 && holders & 1 << register.number != 0
         }
 
         func place(of operand: MemoryOperand) -> Int64? {
-            guard let base = operand.base, base.bits == 64, operand.isField(of: base), base.kind == .general
+            guard let base = operand.base, base.bits >= 32, operand.isField(of: base), base.kind == .general
             else { return nil }
             return frame[base.number].map { $0 &+ operand.displacement }
         }
@@ -43,30 +58,40 @@ struct ForwardedArgument {
 
         /// What holds on this way and on another one.
         func meeting(_ other: Self) -> Self {
-            Self(
-                holders: holders & other.holders, words: words.intersection(other.words),
-                frame: frame.filter { other.frame[$0.key] == $0.value })
+            var common = self
+            common.holders &= other.holders
+            common.words.formIntersection(other.words)
+            common.frame = frame.filter { other.frame[$0.key] == $0.value }
+            return common
         }
     }
 
     /// Registers that a call may change: RAX, RCX, RDX, R8 to R11.
     private static let volatile: [UInt8] = [0, 1, 2, 8, 9, 10, 11]
+    /// On x86 a called function takes its arguments off the stack, and how many is not known: the stack pointer is
+    /// counted from here then, below anything of the frame.
+    private static let unknownTop: Int64 = -(1 << 24)
 
     private let reader: CodeReader
     private let image: PEImage
+    private let architecture: KernelArchitecture
+    /// How wide a register and a word of the stack are, in bits.
+    private let width: UInt16
     private let others: Set<GuestVirtualAddress>
 
     /// - Parameter others: functions that a jump to is a call of, not a part of the function.
     init(in kernel: WindowsKernel, others: Set<GuestVirtualAddress>) {
         reader = CodeReader(kernel.memory)
         image = kernel.image
+        architecture = kernel.architecture
+        width = architecture == .x64 ? 64 : 32
         self.others = others
     }
 
     /// The functions that `function` calls so.
     /// - Throws: `unexpectedCode` where it is too long to follow.
     func receivers(of function: GuestVirtualAddress) throws(DiscoveryError) -> Set<GuestVirtualAddress> {
-        var before: [GuestVirtualAddress: Knowledge] = [function: Knowledge()]
+        var before: [GuestVirtualAddress: Knowledge] = [function: Knowledge(architecture)]
         var calls: [GuestVirtualAddress: GuestVirtualAddress] = [:]
         var pending = [function]
         while let address = pending.popLast() {
@@ -79,9 +104,9 @@ struct ForwardedArgument {
             let target = instruction.relativeTarget.map { GuestVirtualAddress($0) }
             let leaves = target.map { instruction.isUnconditionalJump && others.contains($0) } ?? false
             calls[address] = nil
-            if let target, instruction.isCall || leaves, knowledge.holds(.rcx) { calls[address] = target }
+            if let target, passesOn(knowledge, isJump: leaves), instruction.isCall || leaves { calls[address] = target }
             if leaves { continue }
-            let after = Self.effect(of: instruction, on: knowledge)
+            let after = effect(of: instruction, on: knowledge)
             var next: [GuestVirtualAddress] = []
             if let target, !instruction.isCall { next.append(target) }
             if instruction.fallsThrough { next.append(GuestVirtualAddress(instruction.nextAddress)) }
@@ -103,43 +128,63 @@ struct ForwardedArgument {
         }
     }
 
-    private static func effect(of instruction: Instruction, on knowledge: Knowledge) -> Knowledge {
+    /// - Parameter isJump: the function is left by a jump, with its own return address on top of the stack.
+    private func passesOn(_ knowledge: Knowledge, isJump: Bool) -> Bool {
+        guard isJump, architecture == .x86 else { return knowledge.isPassedOn(architecture) }
+        return knowledge.frame[4].map { knowledge.words.contains($0 &+ 4) } ?? false
+    }
+
+    private func effect(of instruction: Instruction, on knowledge: Knowledge) -> Knowledge {
         var after = knowledge
         let (target, source) = (instruction.operands[0], instruction.operands[1])
         switch instruction.mnemonic {
-        case .nop, .endbr64, .cli, .sti, .cmp, .test, .swapgs: break
+        case .nop, .endbr64, .endbr32, .cli, .sti, .cmp, .test, .swapgs: break
         case .mov, .movsxd: move(source, to: target, &after, knowledge)
         case .lea:
             guard let register = target.register else { break }
             after.forget(register)
-            if register.bits == 64, let place = source.memory.flatMap({ knowledge.place(of: $0) }) {
+            if register.bits == width, let place = source.memory.flatMap({ knowledge.place(of: $0) }) {
                 after.frame[register.number] = place
             }
-        case .push, .pushfq:
-            let top = knowledge.frame[4].map { $0 &- 8 }
+        case .push, .pushfq, .pushfd:
+            let word = Int64(width / 8)
+            let start = knowledge.frame[4] ?? (architecture == .x86 ? Self.unknownTop : nil)
+            let top = start.map { $0 &- word }
             after.frame[4] = top
             if let top {
-                let isArgument = target.register.map { knowledge.holds($0) } ?? false
-                after.write(top, bytes: 8, isArgument: isArgument && instruction.mnemonic == .push)
+                let isArgument = instruction.mnemonic == .push && isArgument(target, knowledge)
+                after.write(top, bytes: word, isArgument: isArgument)
             }
         case .pop:
             if let register = target.register {
                 after.forget(register)
-                if let top = knowledge.frame[4], knowledge.words.contains(top), register.bits == 64 {
+                if let top = knowledge.frame[4], knowledge.words.contains(top), register.bits == width {
                     after.holders |= 1 << UInt16(register.number)
                 }
             }
-            after.frame[4] = knowledge.frame[4].map { $0 &+ 8 }
+            after.frame[4] = knowledge.frame[4].map { $0 &+ Int64(width / 8) }
+        case .leave:
+            // mov esp, ebp; pop ebp.
+            after.forget(.rbp)
+            after.frame[4] = knowledge.frame[5].map { $0 &+ Int64(width / 8) }
         case .add, .sub:
-            let amount = source.immediate.map { Int64(bitPattern: $0) }
-            let place = target.register.flatMap { $0.bits == 64 ? knowledge.frame[$0.number] : nil }
+            let unused = Int64(64 - width)
+            let amount = source.immediate.map { (Int64(bitPattern: $0) &<< unused) &>> unused }
+            let place = target.register.flatMap { $0.bits == width ? knowledge.frame[$0.number] : nil }
             change(target, &after, knowledge)
             if let register = target.register, let place, let amount {
                 after.frame[register.number] = instruction.mnemonic == .add ? place &+ amount : place &- amount
             }
         case .and, .or, .xor, .shr, .movzx, .movsx: change(target, &after, knowledge)
         case .call:
-            for register in volatile { after.forget(.general(register)) }
+            for register in Self.volatile { after.forget(.general(register)) }
+            if architecture == .x86 {
+                // The words that were pushed are the called function's; those above the return address may be this
+                // one's to use again, but are not changed by anyone else.
+                after.words = after.words.filter { $0 >= 0 }
+                after.frame[4] = Self.unknownTop
+                break
+            }
             // Below is the called function's own, and the four words above its return address are its home space.
             let end = knowledge.frame[4].map { $0 &+ 0x20 } ?? .max
             after.words = after.words.filter { $0 >= end }
@@ -152,19 +197,19 @@ struct ForwardedArgument {
         return after
     }
 
-    private static func move(_ source: Operand, to target: Operand, _ after: inout Knowledge, _ before: Knowledge) {
-        let isArgument: Bool
-        if let register = source.register {
-            isArgument = before.holds(register)
-        } else if let memory = source.memory, memory.bits >= 32, let place = before.place(of: memory) {
-            isArgument = before.words.contains(place)
-        } else {
-            isArgument = false
-        }
+    /// What an operand says is the argument.
+    private func isArgument(_ source: Operand, _ before: Knowledge) -> Bool {
+        if let register = source.register { return before.holds(register) }
+        guard let memory = source.memory, memory.bits >= 32, let place = before.place(of: memory) else { return false }
+        return before.words.contains(place)
+    }
+
+    private func move(_ source: Operand, to target: Operand, _ after: inout Knowledge, _ before: Knowledge) {
+        let isArgument = isArgument(source, before)
         change(target, &after, before)
         if let register = target.register, register.kind == .general {
             if isArgument, register.bits >= 32 { after.holders |= 1 << UInt16(register.number) }
-            if register.bits == 64, let from = source.register, from.bits == 64, from.kind == .general {
+            if register.bits == width, let from = source.register, from.bits == width, from.kind == .general {
                 after.frame[register.number] = before.frame[from.number]
             }
         } else if let memory = target.memory, let place = before.place(of: memory), memory.bits >= 32 {
@@ -173,7 +218,7 @@ struct ForwardedArgument {
     }
 
     /// An operand is written, nobody knows with what.
-    private static func change(_ target: Operand, _ after: inout Knowledge, _ before: Knowledge) {
+    private func change(_ target: Operand, _ after: inout Knowledge, _ before: Knowledge) {
         if let register = target.register { after.forget(register) }
         if let memory = target.memory, let place = before.place(of: memory) {
             after.write(place, bytes: Int64(max(memory.bits, 8) / 8), isArgument: false)

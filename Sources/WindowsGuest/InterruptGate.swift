@@ -1,6 +1,6 @@
 import GuestMemory
 
-/// One gate of an interrupt descriptor table in long mode. Intel SDM volume 3, 6.14.1.
+/// One gate of an interrupt descriptor table: of 16 bytes in long mode, else of 8. Intel SDM volume 3, 6.14.1 and 6.11.
 public struct InterruptGate: Hashable, Sendable {
     public enum Kind: UInt8, Hashable, Sendable {
         case interrupt = 0xe
@@ -32,11 +32,30 @@ public struct InterruptGate: Hashable, Sendable {
         stackIndex = UInt8(low >> 32 & 7)
     }
 
-    /// Reads the gate of a vector.
+    /// - Returns: nil where the 8 bytes of a 32-bit table are no interrupt or trap gate of 32 bits that is present.
+    public init?(protectedMode gate: UInt64) {
+        // Bits 39 to 32 of the eight bytes: the lower five are unused, the upper three must be zero.
+        guard gate & (1 << 47) != 0, gate & (1 << 44) == 0, gate & 0xe0_0000_0000 == 0,
+            let kind = Kind(rawValue: UInt8(gate >> 40 & 15))
+        else { return nil }
+        selector = UInt16(truncatingIfNeeded: gate >> 16)
+        guard selector & ~3 != 0 else { return nil }
+        handler = GuestVirtualAddress(gate & 0xffff | (gate >> 48) << 16)
+        self.kind = kind
+        privilegeLevel = UInt8(gate >> 45 & 3)
+        stackIndex = 0
+    }
+
+    /// Reads the gate of a vector, as the paging mode's system has it.
     /// - Returns: nil where the table is too short for the vector, or what is there is no usable gate.
     public static func read(
         vector: UInt8, idtBase: GuestVirtualAddress, idtLimit: UInt32, in memory: some TranslatedMemory
     ) throws(MemoryError) -> Self? {
+        guard memory.pagingMode.pointerSize == 8 else {
+            let offset = UInt64(vector) * 8
+            guard offset + 7 <= UInt64(idtLimit) else { return nil }
+            return Self(protectedMode: try memory.load(UInt64.self, at: idtBase + offset))
+        }
         let offset = UInt64(vector) * 16
         guard offset + 15 <= UInt64(idtLimit) else { return nil }
         return Self(

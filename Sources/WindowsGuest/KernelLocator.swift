@@ -5,11 +5,16 @@ import X86
 /// Finds a Windows kernel from what a vCPU's system registers say.
 ///
 /// The handlers of a few exceptions lie in the kernel's image. From there a search goes back page by page
-/// for a PE header whose image holds the handlers and calls itself `ntoskrnl.exe`.
+/// for a PE header whose image holds the handlers and calls itself by one of the kernel's names. It goes on to the
+/// end even so: two such images would be ambiguous.
 public struct KernelLocator {
     /// How far back from a handler an image's start is looked for, in bytes. Kernels of current Windows 11
-    /// builds are under 20 MiB.
-    public static let maximumDistance: UInt64 = 64 << 20
+    /// builds are under 20 MiB; with sections aligned to 2 MiB they would be three times as long.
+    public static let maximumDistance = UInt64(PEImage.maximumSize)
+
+    /// What kernels call themselves: for one processor or several, without and with PAE (Microsoft, "Boot Parameters
+    /// to Load the Kernel and HAL").
+    static let moduleNames: Set = ["ntoskrnl.exe", "ntkrnlmp.exe", "ntkrnlpa.exe", "ntkrpamp.exe"]
 
     /// #DE, #DB, #BP, #UD, #GP, #PF: handled by the kernel itself in every Windows.
     static let vectors: [UInt8] = [14, 3, 0, 13, 6, 1]
@@ -64,26 +69,27 @@ public struct KernelLocator {
 
     /// The kernel that a vCPU's system registers lead to.
     /// - Throws: `pagingOff`, `notLongMode`, `stillBooting` before there is a kernel; `notVisible` where the
-    ///   address space hides it; `noKernel` where what is there is no Windows.
+    ///   address space hides it; `noKernel` where what is there is no Windows; `ambiguous` where several images
+    ///   could be the kernel.
     public func locate(_ tables: ProcessorTables) throws(DiscoveryError) -> WindowsKernel {
         guard tables.control.pagingEnabled else { throw .pagingOff }
-        guard tables.control.longModeActive else { throw .notLongMode }
         let memory = KernelMemory(VirtualMemory(physical: physical, space: AddressSpace(tables.control)))
+        // The tables are of a width that the processor is not in: it is on its way from one to the other.
+        guard memory.pagingMode.isCanonical(tables.idtBase) else { throw .notLongMode }
         let handlers = try handlers(tables, in: memory)
 
         var hidden: GuestVirtualAddress?
         var rejected: DiscoveryError?
         for handler in handlers {
             switch try image(before: handler, handlers: handlers, in: memory) {
-            case .found(let image, let exports):
-                return try WindowsKernel(image: image, exports: exports, seenFrom: memory)
+            case .found(let kernel): return kernel
             case .hidden(let address): hidden = hidden ?? address
             case .rejected(let error): rejected = rejected ?? error
             case .none: break
             }
         }
         if let rejected { throw rejected }
-        if let hidden { throw .notVisible(hidden) }
+        if let hidden, try isWindows(tables, in: memory) { throw .notVisible(hidden) }
         throw .noKernel("no image holds the interrupt handlers, \(handlers[0]) among them")
     }
 
@@ -102,12 +108,13 @@ public struct KernelLocator {
         guard handlers.count >= 2 else {
             throw .stillBooting("the interrupt table at \(tables.idtBase) has no usable gates")
         }
-        if handlers.contains(where: { $0.rawValue >> 63 == 0 }) {
+        if handlers.contains(where: { !memory.pagingMode.isInKernelHalf($0) }) {
             throw .stillBooting("interrupts are handled below the kernel's addresses, by firmware or a boot loader")
         }
         if let foreign = handlers.first(where: { !memory.pagingMode.isCanonical($0) }) {
             throw .malformed("an interrupt gate leads to \(foreign)", at: tables.idtBase)
         }
+        guard memory.pagingMode.pointerSize == 8 else { return handlers }
         // Linux maps its text at -2 GiB to -1 GiB (kernel documentation, x86_64/mm); Windows never does.
         let linuxText: Range<UInt64> = 0xffff_ffff_8000_0000..<0xffff_ffff_c000_0000
         if let linux = handlers.first(where: { linuxText.contains($0.rawValue) }) {
@@ -116,8 +123,18 @@ public struct KernelLocator {
         return handlers
     }
 
+    /// Whether the interrupt table is Windows', as far as it says: programs of 32-bit Windows can make system calls
+    /// by INT 2Eh in every version, those of other systems cannot.
+    private func isWindows(_ tables: ProcessorTables, in memory: KernelMemory) throws(DiscoveryError) -> Bool {
+        guard memory.pagingMode.pointerSize == 4 else { return true }
+        let gate = try reading("the interrupt table at \(tables.idtBase)") { () throws(MemoryError) in
+            try InterruptGate.read(vector: 0x2e, idtBase: tables.idtBase, idtLimit: tables.idtLimit, in: memory)
+        }
+        return gate?.privilegeLevel == 3
+    }
+
     private enum Search {
-        case found(PEImage, ExportTable)
+        case found(WindowsKernel)
         /// Pages before the handler are absent, and no image's header is among the others.
         case hidden(GuestVirtualAddress)
         /// An image holds the handlers, but it is not the kernel, or not readable now.
@@ -132,12 +149,16 @@ public struct KernelLocator {
         let lowest = handler.page.rawValue &- Self.maximumDistance
         var hidden = false
         var rejected: DiscoveryError?
-        while page.rawValue >= lowest, page.rawValue >> 63 == 1 {
+        var found: [WindowsKernel] = []
+        let mode = memory.pagingMode
+        while page.rawValue &- lowest <= Self.maximumDistance, mode.isInKernelHalf(page) {
             do throws(MemoryError) {
                 if try memory.load(UInt16.self, at: page) == 0x5a4d {
                     switch candidate(at: page, holding: handler, handlers: handlers, in: memory) {
-                    case .found(let image, let exports): return .found(image, exports)
-                    case .rejected(let error): rejected = rejected ?? error
+                    case .found(let kernel): found.append(kernel)
+                    case .rejected(let error):
+                        // What may come with time tells more than what another image is.
+                        if rejected == nil || error.canBeRetried && rejected?.canBeRetried == false { rejected = error }
                     case .hidden, .none: break
                     }
                 }
@@ -145,7 +166,7 @@ public struct KernelLocator {
             } catch .notPresent(_, _, let level) {
                 // A whole table's worth is absent: go on before it.
                 hidden = true
-                let span = UInt64(4096) << (9 * UInt64(max(level, 1) - 1))
+                let span = mode.span(ofLevel: level)
                 page = GuestVirtualAddress((page.rawValue & ~(span - 1)) &- 4096)
             } catch {
                 // Garbage in a page table hides the page, too.
@@ -153,6 +174,8 @@ public struct KernelLocator {
                 page = page - 4096
             }
         }
+        if found.count > 1 { throw .ambiguous("which image is the kernel", candidates: found.map(\.base)) }
+        if let kernel = found.first { return .found(kernel) }
         if let rejected { return .rejected(rejected) }
         return hidden ? .hidden(handler) : .none
     }
@@ -162,18 +185,19 @@ public struct KernelLocator {
         at page: GuestVirtualAddress, holding handler: GuestVirtualAddress,
         handlers: [GuestVirtualAddress], in memory: KernelMemory
     ) -> Search {
-        guard let image = try? PEImage(at: page, in: memory), image.contains(handler) else { return .none }
         do throws(DiscoveryError) {
+            let image = try PEImage(at: page, in: memory)
+            guard image.contains(handler), image.architecture == KernelArchitecture(memory.pagingMode) else {
+                return .none
+            }
             // A debugger or a security product may have taken a vector, not most of them.
             guard handlers.count(where: { image.contains($0) }) * 2 > handlers.count else { return .none }
             let exports = try ExportTable(of: image, in: memory)
-            guard exports.moduleName == "ntoskrnl.exe" else {
-                return .rejected(.noKernel("the image at \(page) calls itself \"\(exports.moduleName)\""))
+            guard Self.moduleNames.contains(exports.moduleName.lowercased()) else {
+                let name = printable(exports.moduleName)
+                return .rejected(.noKernel("the image at \(page) calls itself \"\(name)\""))
             }
-            for name in ["NtBuildNumber", "PsInitialSystemProcess"] {
-                _ = try exports.address(of: name)
-            }
-            return .found(image, exports)
+            return .found(try WindowsKernel(image: image, exports: exports, seenFrom: memory))
         } catch {
             return .rejected(error)
         }

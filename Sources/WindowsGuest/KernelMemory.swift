@@ -36,12 +36,12 @@ public struct KernelMemory: TranslatedMemory {
     ) throws(MemoryError) -> Translation {
         guard case .notPresent(_, let entry, level: 1) = error else { throw error }
         var shared: UInt64?
-        switch NotPresentPage(entry: entry) {
+        switch NotPresentPage(entry: entry, mode: pagingMode) {
         case .transition(let page):
             return translation(of: address, page: page, entry: entry)
         case .prototype(let location):
             // Prototype entries are in paged pool: one that is itself paged out is not followed further.
-            guard location.rawValue >> 63 == 1 else { throw error }
+            guard pagingMode.isInKernelHalf(location) else { throw error }
             shared = try? load(atPrototype: location)
         default:
             break
@@ -52,7 +52,7 @@ public struct KernelMemory: TranslatedMemory {
                 of: address, page: GuestPhysicalAddress(shared & PageTableEntry.addressMask), entry: entry)
         }
         // In a prototype entry bit 10 marks a page that is still in its file.
-        if case .transition(let page) = NotPresentPage(entry: shared) {
+        if case .transition(let page) = NotPresentPage(entry: shared, mode: pagingMode) {
             return translation(of: address, page: page, entry: entry)
         }
         throw error

@@ -5,7 +5,7 @@ import GuestMemory
 /// No table of builds is needed: each value is what an exported accessor of this very kernel returns. All are
 /// in bytes.
 public struct KernelOffsets: Hashable, Sendable {
-    /// KPCR.Prcb.CurrentThread, from GS.
+    /// KPCR.Prcb.CurrentThread, from GS; with 32 bits from FS.
     public var currentThread: UInt64
     /// KTHREAD.PreviousMode, one byte: 0 kernel, 1 user.
     public var previousMode: UInt64
@@ -56,8 +56,8 @@ public struct KernelOffsets: Hashable, Sendable {
             throw try Self.unexpected("PsGetProcessImageFileName", of: kernel)
         }
         imageFileName = try Self.checked(part, "PsGetProcessImageFileName", of: kernel)
-        activeProcessLinks = uniqueProcessID + 8
-        directoryTableBase = WindowsKernel.directoryTableBaseOffset
+        activeProcessLinks = uniqueProcessID + kernel.architecture.pointerSize
+        directoryTableBase = kernel.architecture.layout.directoryTableBase
         try verifyLinks(of: kernel)
     }
 
@@ -65,17 +65,18 @@ public struct KernelOffsets: Hashable, Sendable {
     private func verifyLinks(of kernel: WindowsKernel) throws(DiscoveryError) {
         let links = kernel.initialSystemProcess + activeProcessLinks
         let memory = kernel.memory
+        let pointerSize = kernel.architecture.pointerSize
         let (next, previous, id) = try reading("the System process's links at \(links)") { () throws(MemoryError) in
             (
-                try memory.pointer(at: links), try memory.pointer(at: links + 8),
-                try memory.load(UInt64.self, at: kernel.initialSystemProcess + uniqueProcessID)
+                try memory.pointer(at: links), try memory.pointer(at: links + pointerSize),
+                try memory.word(at: kernel.initialSystemProcess + uniqueProcessID)
             )
         }
         guard next.rawValue != 0, previous.rawValue != 0, id != 0 else {
             throw .stillBooting("the System process is not on the list of processes yet")
         }
         let (forward, backward) = try reading("the System process's neighbours") { () throws(MemoryError) in
-            (try memory.pointer(at: next + 8), try memory.pointer(at: previous))
+            (try memory.pointer(at: next + pointerSize), try memory.pointer(at: previous))
         }
         guard forward == links, backward == links else {
             throw .malformed("the System process is on no list through its ActiveProcessLinks", at: links)

@@ -1,6 +1,6 @@
 import GuestMemory
 
-/// The headers of a PE32+ image as it lies in guest memory.
+/// The headers of a PE32+ (x64) or PE32 (x86) image as it lies in guest memory.
 ///
 /// Headers are hostile input: counts and sizes are capped, and every section must lie within the image.
 /// Format: Microsoft, "PE Format".
@@ -43,7 +43,12 @@ public struct PEImage: Hashable, Sendable {
     /// In bytes. The largest kernels are under 32 MiB.
     public static let maximumSize: UInt32 = 128 << 20
 
+    /// In bytes: with all the sections that there can be, and a PE header as far in as it may be, there are fewer.
+    static let maximumHeaders: UInt64 = 0x3000
+
     public let base: GuestVirtualAddress
+    /// What it is built for: a 64-bit guest has 32-bit programs, too.
+    public let architecture: KernelArchitecture
     /// SizeOfImage, in bytes.
     public let size: UInt32
     public let timeDateStamp: UInt32
@@ -53,11 +58,11 @@ public struct PEImage: Hashable, Sendable {
     public let exceptionDirectory: Directory?
 
     /// Reads the headers at `base`.
-    /// - Throws: `notYet` where their page is not resident; `malformed` where they are no PE32+ for x86-64, or
-    ///   lie about their bounds.
+    /// - Throws: `notYet` where their page is not resident; `malformed` where they are none of an image for
+    ///   x86-64 or x86, or lie about their bounds.
     public init(at base: GuestVirtualAddress, in memory: KernelMemory) throws(DiscoveryError) {
         func malformed(_ what: String) -> DiscoveryError { .malformed(what, at: base) }
-        let bytes = try reading("the image header at \(base)") { () throws(MemoryError) in
+        var bytes = try reading("the image header at \(base)") { () throws(MemoryError) in
             PartialBytes(address: base, bytes: try memory.bytes(at: base, count: 4096))
         }
         guard bytes.load(UInt16.self, at: 0) == 0x5a4d else { throw malformed("no MZ signature") }
@@ -67,24 +72,35 @@ public struct PEImage: Hashable, Sendable {
         let file = Int(newHeader) + 4
         let optional = file + 20
         guard bytes.load(UInt32.self, at: Int(newHeader)) == 0x4550 else { throw malformed("no PE signature") }
-        guard bytes.load(UInt16.self, at: file) == 0x8664, bytes.load(UInt16.self, at: optional) == 0x20b else {
-            throw malformed("not a PE32+ image for x86-64")
+        let directories: Int
+        switch (bytes.load(UInt16.self, at: file), bytes.load(UInt16.self, at: optional)) {
+        case (0x8664, 0x20b): (architecture, directories) = (.x64, 112)
+        case (0x14c, 0x10b): (architecture, directories) = (.x86, 96)
+        default: throw malformed("neither a PE32+ image for x86-64 nor a PE32 image for x86")
         }
         guard let sectionCount = bytes.load(UInt16.self, at: file + 2), sectionCount >= 1,
             sectionCount <= Self.maximumSections
         else { throw malformed("an impossible number of sections") }
-        guard let optionalSize = bytes.load(UInt16.self, at: file + 16), optionalSize >= 112,
+        guard let optionalSize = bytes.load(UInt16.self, at: file + 16), Int(optionalSize) >= directories,
             let size = bytes.load(UInt32.self, at: optional + 56), size >= 0x1000, size <= Self.maximumSize
         else { throw malformed("an impossible size") }
 
         self.base = base
         self.size = size
         timeDateStamp = bytes.load(UInt32.self, at: file + 4) ?? 0
-        sections = try Self.sections(
-            bytes, at: optional + Int(optionalSize), count: Int(sectionCount), imageSize: size)
+        let table = optional + Int(optionalSize)
+        let headers = UInt64(table + 40 * Int(sectionCount))
+        if headers > 4096 {
+            guard headers <= min(Self.maximumHeaders, UInt64(size)) else { throw malformed("headers without an end") }
+            bytes = try reading("the image header at \(base)") { () throws(MemoryError) in
+                PartialBytes(address: base, bytes: try memory.bytes(at: base, count: headers))
+            }
+        }
+        sections = try Self.sections(bytes, at: table, count: Int(sectionCount), imageSize: size)
         func directory(_ index: Int, _ name: String, least: UInt32) throws(DiscoveryError) -> Directory? {
             try Self.directory(
-                index, bytes, optional: optional, end: Int(optionalSize), imageSize: size, name: name, least: least)
+                bytes, at: optional + directories, index, room: Int(optionalSize) - directories, imageSize: size,
+                name: name, least: least)
         }
         exportDirectory = try directory(0, "export", least: 40)
         exceptionDirectory = try directory(3, "exception", least: 12)
@@ -102,7 +118,7 @@ public struct PEImage: Hashable, Sendable {
                 let rva = bytes.load(UInt32.self, at: header + 12),
                 let rawSize = bytes.load(UInt32.self, at: header + 16),
                 let characteristics = bytes.load(UInt32.self, at: header + 36)
-            else { throw .malformed("section headers run past the first page", at: bytes.address) }
+            else { throw .malformed("section headers run past the headers", at: bytes.address) }
             let size = virtualSize != 0 ? virtualSize : rawSize
             guard rva <= imageSize, size <= imageSize - rva else {
                 throw .malformed("section \(index) lies outside the image", at: bytes.address)
@@ -118,13 +134,13 @@ public struct PEImage: Hashable, Sendable {
 
     /// - Parameter least: a directory of fewer bytes is none of its kind.
     private static func directory(
-        _ index: Int, _ bytes: PartialBytes, optional: Int, end: Int, imageSize: UInt32, name: String, least: UInt32
+        _ bytes: PartialBytes, at start: Int, _ index: Int, room: Int, imageSize: UInt32, name: String, least: UInt32
     ) throws(DiscoveryError) -> Directory? {
-        // NumberOfRvaAndSizes at 108, the directories of eight bytes each from 112 on.
-        let offset = 112 + 8 * index
-        guard end >= offset + 8, let count = bytes.load(UInt32.self, at: optional + 108), count > UInt32(index),
-            let rva = bytes.load(UInt32.self, at: optional + offset), rva != 0,
-            let size = bytes.load(UInt32.self, at: optional + offset + 4)
+        // NumberOfRvaAndSizes, then the directories of eight bytes each.
+        let offset = 8 * index
+        guard room >= offset + 8, let count = bytes.load(UInt32.self, at: start - 4), count > UInt32(index),
+            let rva = bytes.load(UInt32.self, at: start + offset), rva != 0,
+            let size = bytes.load(UInt32.self, at: start + offset + 4)
         else { return nil }
         guard rva < imageSize, size <= imageSize - rva, size >= least else {
             throw .malformed("the \(name) directory lies outside the image", at: bytes.address)

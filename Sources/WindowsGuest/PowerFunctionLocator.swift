@@ -41,9 +41,9 @@ public struct PowerFunctionLocator {
         self.patterns = patterns
     }
 
-    /// Tries both ways.
-    /// - Throws: `disagreement` where they lead to different functions; `ambiguous` where a pattern matches
-    ///   more than once; where both fail, the more hopeful reason.
+    /// Tries both ways. Where they lead to different functions the pattern counts, which somebody has chosen for this
+    /// very build, and a note names both.
+    /// - Throws: `ambiguous` where a pattern matches more than once; where both fail, the more hopeful reason.
     public func locate() throws(DiscoveryError) -> PowerFunction {
         var notes: [String] = []
         var result: PowerFunction?
@@ -58,23 +58,22 @@ public struct PowerFunctionLocator {
         if search.hasPatterns(for: Self.functionName) {
             do throws(DiscoveryError) {
                 let address = try search.find(Self.functionName)
-                if var found = result {
-                    guard found.address == address else {
-                        throw .disagreement(Self.functionName, first: found.address, second: address)
-                    }
+                if var found = result, found.address == address {
                     found.foundBy.append(.pattern)
                     result = found
                 } else {
+                    if let derived = result?.address {
+                        notes.append(
+                            "WARNING: the pattern leads to \(address), the service table to \(derived): the pattern, "
+                                + "which was supplied, counts")
+                    }
                     result = PowerFunction(
                         address: address, foundBy: [.pattern], number: nil, stub: nil, notes: [])
                 }
             } catch {
-                switch error {
-                case .disagreement, .ambiguous: throw error
-                default:
-                    notes.append("not found by pattern: \(error)")
-                    failures.append(error)
-                }
+                if case .ambiguous = error { throw error }
+                notes.append("not found by pattern: \(error)")
+                failures.append(error)
             }
         } else {
             notes.append("no pattern for build \(kernel.build) was supplied: there is no second way")

@@ -64,7 +64,7 @@ public struct ProcessList {
             links = try reading("the list of processes at \(current)") { () throws(MemoryError) in
                 try kernel.memory.pointer(at: current)
             }
-            guard links.rawValue >> 63 == 1, links.rawValue & 7 == 0 else {
+            guard kernel.isKernelPointer(links) else {
                 throw .malformed("the list of processes leads to \(links)", at: current)
             }
         } while links != first
@@ -76,9 +76,9 @@ public struct ProcessList {
     public func process(at object: GuestVirtualAddress) throws(DiscoveryError) -> GuestProcess {
         let (cr3, id, peb, name) = try reading("the process at \(object)") { () throws(MemoryError) in
             (
-                try kernel.memory.load(UInt64.self, at: object + offsets.directoryTableBase),
-                try kernel.memory.load(UInt64.self, at: object + offsets.uniqueProcessID),
-                try kernel.memory.load(UInt64.self, at: object + offsets.peb),
+                try kernel.memory.word(at: object + offsets.directoryTableBase),
+                try kernel.memory.word(at: object + offsets.uniqueProcessID),
+                try kernel.memory.word(at: object + offsets.peb),
                 try kernel.memory.bytes(at: object + offsets.imageFileName, count: 15)
             )
         }
@@ -86,7 +86,7 @@ public struct ProcessList {
             throw .malformed("it is no process", at: object)
         }
         let text = name.prefix { $0 != 0 }.map { (0x20..<0x7f).contains($0) ? $0 : UInt8(ascii: "?") }
-        let userPEB = peb != 0 && peb >> 47 == 0 ? GuestVirtualAddress(peb) : nil
+        let userPEB = peb != 0 && peb < kernel.architecture.layout.userEnd ? GuestVirtualAddress(peb) : nil
         return GuestProcess(
             object: object, id: id, imageName: String(decoding: text, as: UTF8.self), cr3: cr3, peb: userPEB)
     }
@@ -96,7 +96,7 @@ public struct ProcessList {
     private func processOnList(at object: GuestVirtualAddress) throws(DiscoveryError) -> GuestProcess? {
         if isProcess(object) { return try process(at: object) }
         let id = try reading("the process at \(object)") { () throws(MemoryError) in
-            try kernel.memory.load(UInt64.self, at: object + offsets.uniqueProcessID)
+            try kernel.memory.word(at: object + offsets.uniqueProcessID)
         }
         guard isPlausible(id: id) else { throw .malformed("it is no process", at: object) }
         return nil
@@ -135,9 +135,10 @@ public struct ProcessList {
     }
 
     /// The thread that a vCPU runs in the kernel.
-    /// - Parameter gsBase: the vCPU's GS base while it is in the kernel.
-    public func currentThread(gsBase: UInt64) throws(DiscoveryError) -> GuestVirtualAddress {
-        let field = GuestVirtualAddress(gsBase) + offsets.currentThread
+    /// - Parameter processorRegion: where the vCPU's control region (KPCR) is: its GS base while it is in the kernel,
+    ///   with 32 bits its FS base (`Registers.processorRegion`).
+    public func currentThread(processorRegion: UInt64) throws(DiscoveryError) -> GuestVirtualAddress {
+        let field = GuestVirtualAddress(processorRegion) + offsets.currentThread
         return try reading("the current thread at \(field)") { () throws(MemoryError) in
             try kernel.memory.pointer(at: field)
         }
@@ -150,8 +151,8 @@ public struct ProcessList {
     }
 
     private func isProcess(_ object: GuestVirtualAddress) -> Bool {
-        guard let cr3 = try? kernel.memory.load(UInt64.self, at: object + offsets.directoryTableBase),
-            let id = try? kernel.memory.load(UInt64.self, at: object + offsets.uniqueProcessID)
+        guard let cr3 = try? kernel.memory.word(at: object + offsets.directoryTableBase),
+            let id = try? kernel.memory.word(at: object + offsets.uniqueProcessID)
         else { return false }
         return isPlausible(cr3: cr3, id: id)
     }

@@ -8,18 +8,49 @@ public struct ServiceTable: Hashable, Sendable {
         case stub
         /// By searching the kernel's code for the dispatcher's instructions.
         case scan
+        /// The kernel exports its descriptor (x86).
+        case export
+        /// By its entries: it is the one table that has the exported Nt functions at the numbers of their Zw stubs, and
+        /// a descriptor leads to it.
+        case shape
+    }
+
+    /// How an entry, always of 32 bits, says where its function is.
+    public enum Encoding: String, Hashable, Sendable {
+        /// x86: its address.
+        case absolute
+        /// x64 since Vista: the distance from the table in the upper 28 bits, signed.
+        case shifted
+        /// x64 before Vista: the distance from the table, whose lower 4 bits are to be cleared (functions are 16-byte
+        /// aligned).
+        case masked
+
+        public init(architecture: KernelArchitecture, build: UInt32) {
+            self = architecture == .x86 ? .absolute : build < 6000 ? .masked : .shifted
+        }
+
+        /// Where the entry of a table at `base` leads.
+        @inlinable public func function(_ entry: UInt32, base: GuestVirtualAddress) -> GuestVirtualAddress {
+            let distance = Int64(Int32(bitPattern: entry))
+            return switch self {
+            case .absolute: GuestVirtualAddress(UInt64(entry))
+            case .shifted: base + UInt64(bitPattern: distance >> 4)
+            case .masked: base + UInt64(bitPattern: distance & ~0xf)
+            }
+        }
     }
 
     /// The KSERVICE_TABLE_DESCRIPTOR.
     public var descriptor: GuestVirtualAddress
-    /// KiServiceTable: 32-bit entries relative to itself.
+    /// KiServiceTable.
     public var base: GuestVirtualAddress
+    public var encoding: Encoding
     /// The number of services.
     public var limit: UInt32
     /// KiSystemServiceRepeat: where every system call, of a program's or of the kernel's own, looks its service up;
-    /// interrupts are enabled there, and the stack is the kernel's.
-    public var dispatcher: GuestVirtualAddress
-    /// KiServiceInternal, where the kernel's Zw stubs jump to; nil where no stub is exported.
+    /// interrupts are enabled there, and the stack is the kernel's. nil where it was not found.
+    public var dispatcher: GuestVirtualAddress?
+    /// KiServiceInternal (x86: KiSystemService), where the kernel's Zw stubs go; nil where no stub is exported.
     public var serviceEntry: GuestVirtualAddress?
     /// KeServiceDescriptorTableShadow, which holds the graphical services' table too; nil where the code that was
     /// found names none in the kernel.
@@ -37,8 +68,8 @@ public struct ServiceTable: Hashable, Sendable {
 
     /// The function of a service.
     ///
-    /// An entry is signed: the function's distance from the table in its upper 28 bits, below that the number
-    /// of arguments on the stack (public since Vista; the table is what `dps`-like tools decode).
+    /// On x64 the lower four bits of an entry are the number of arguments on the stack, the rest the function's
+    /// distance from the table (the table is what `dps`-like tools decode).
     /// - Throws: `malformed` where the number is none of the table's, or the entry leads to no code.
     public func function(_ number: UInt32, in kernel: WindowsKernel) throws(DiscoveryError) -> GuestVirtualAddress {
         guard number < limit else {
@@ -46,9 +77,9 @@ public struct ServiceTable: Hashable, Sendable {
         }
         let slot = base + UInt64(number) * 4
         let entry = try reading("service \(number) of the table at \(base)") { () throws(MemoryError) in
-            try kernel.memory.load(Int32.self, at: slot)
+            try kernel.memory.load(UInt32.self, at: slot)
         }
-        let function = base + UInt64(bitPattern: Int64(entry >> 4))
+        let function = encoding.function(entry, base: base)
         guard kernel.image.isExecutable(function) else {
             throw .malformed("service \(number) leads to \(function), which is no code of the kernel's", at: slot)
         }

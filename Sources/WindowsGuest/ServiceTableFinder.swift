@@ -1,55 +1,68 @@
 import GuestMemory
 import X86
 
-/// Finds the system-service table, which is not exported on x64.
+/// Finds the system-service table.
 ///
-/// The dispatcher (KiSystemServiceRepeat) loads both descriptor tables one after the other:
-/// `4C 8D 15 rel32` lea r10, [KeServiceDescriptorTable]; `4C 8D 1D rel32` lea r11, [KeServiceDescriptorTableShadow].
-/// An exported Zw stub leads there; where it does not, the kernel's code is searched for that pair.
+/// x86 kernels export its descriptor. On x64 an exported Zw stub leads to the dispatcher, which loads it; where it
+/// does not, the kernel's code is searched for the dispatcher's instructions, and then its data for the table itself
+/// (`ServiceTableShape`). However it was found, exported services have to be where it says.
 struct ServiceTableFinder {
-    /// Exported in all kernels since Windows 7, and small: their stubs are tried in this order.
+    /// Exported in all kernels, and small: their stubs are tried in this order.
     static let stubNames = ["ZwClose", "ZwQuerySystemInformation", "ZwCreateFile", "ZwOpenProcess", "ZwSetEvent"]
-    /// From a stub to the pair there are about forty instructions.
-    static let maximumInstructions = 256
+    static let descriptorName = "KeServiceDescriptorTable"
     /// Names that are compared; a forged export directory must not make this long.
     static let maximumPairs = 512
 
-    /// Where the dispatcher loads the tables, and what it loads.
-    private struct Dispatcher {
-        var descriptor: GuestVirtualAddress
-        var shadow: GuestVirtualAddress
-        /// The first of the two instructions that load them.
-        var address: GuestVirtualAddress
-        /// The pages of the code that was looked at.
-        var pages: Set<GuestVirtualAddress>
-    }
-
     let kernel: WindowsKernel
     let reader: CodeReader
+    private let encoding: ServiceTable.Encoding
 
     init(_ kernel: WindowsKernel) {
         self.kernel = kernel
         reader = CodeReader(kernel.memory)
+        encoding = .init(architecture: kernel.architecture, build: kernel.build)
     }
 
     func find() throws(DiscoveryError) -> ServiceTable {
         var failure: DiscoveryError?
         let stub = exportedStub(failure: &failure)
-        var dispatcher: Dispatcher?
-        var source = ServiceTable.Source.stub
+        var dispatcher: SystemCallDispatcher?
         if let stub {
             do throws(DiscoveryError) {
-                dispatcher = try follow(from: stub.serviceEntry)
+                dispatcher = try SystemCallDispatcher.follow(from: stub.serviceEntry, of: kernel, reader: reader)
             } catch {
                 failure = failure ?? error
             }
         }
-        if dispatcher == nil {
-            source = .scan
-            dispatcher = try scan(after: failure)
+        if let exported = try? kernel.export(Self.descriptorName) {
+            if let loaded = dispatcher?.descriptor, loaded != exported {
+                throw .disagreement(Self.descriptorName, first: exported, second: loaded)
+            }
+            return try check(exported, dispatcher, shadow: dispatcher?.shadow, stub, .export)
         }
-        guard let dispatcher else { throw failure ?? .notFound("the system-service table") }
-        return try check(dispatcher, serviceEntry: stub?.serviceEntry, source: source)
+        if let dispatcher, let descriptor = dispatcher.descriptor {
+            return try check(descriptor, dispatcher, shadow: dispatcher.shadow, stub, .stub)
+        }
+        var scanned: SystemCallDispatcher?
+        do throws(DiscoveryError) {
+            scanned = try SystemCallDispatcher.scan(kernel)
+        } catch {
+            // Code that is not resident keeps the table from being found by it, not by what it holds.
+            guard error.canBeRetried else { throw error }
+            failure = error
+        }
+        if let scanned, let descriptor = scanned.descriptor {
+            return try check(descriptor, scanned, shadow: scanned.shadow, stub, .scan)
+        }
+        do throws(DiscoveryError) {
+            let shape = ServiceTableShape(
+                kernel: kernel, encoding: encoding, services: exportedServices(serviceEntry: stub?.serviceEntry))
+            let found = try shape.find()
+            return try check(found.descriptor, dispatcher, shadow: found.shadow, stub, .shape)
+        } catch {
+            if case .ambiguous = error { throw error }
+            throw error.canBeRetried ? error : failure ?? error
+        }
     }
 
     private func exportedStub(failure: inout DiscoveryError?) -> SystemCallStub.Kernel? {
@@ -68,92 +81,17 @@ struct ServiceTableFinder {
         return nil
     }
 
-    /// Follows the dispatcher's straight path until it loads the two descriptor tables.
-    private func follow(from start: GuestVirtualAddress) throws(DiscoveryError) -> Dispatcher? {
-        var address = start
-        var pages: Set<GuestVirtualAddress> = []
-        var r10: (table: UInt64, at: GuestVirtualAddress)?
-        var r11: UInt64?
-        for _ in 0..<Self.maximumInstructions {
-            let next = address
-            guard kernel.image.isExecutable(next) else { return nil }
-            let decoded = try reading("the system-call dispatcher at \(next)") { () throws(MemoryError) in
-                try reader.instruction(at: next)
-            }
-            guard let instruction = decoded else { return nil }
-            pages.formUnion([next.page, GuestVirtualAddress(instruction.nextAddress &- 1).page])
-            let loaded = instruction.mnemonic == .lea ? instruction.operands[1].memory?.absoluteAddress : nil
-            if let loaded, instruction.destination == .r11 {
-                // The two tables are loaded one right after the other.
-                if let r10 {
-                    return Dispatcher(
-                        descriptor: GuestVirtualAddress(r10.table), shadow: GuestVirtualAddress(loaded),
-                        address: r10.at, pages: pages)
-                }
-                r11 = loaded
-            }
-            r10 = instruction.destination == .r10 ? loaded.map { ($0, next) } : nil
-            if instruction.isUnconditionalJump {
-                if let target = instruction.relativeTarget {
-                    address = GuestVirtualAddress(target)
-                } else if instruction.operands[0].register == .r11, let r11 {
-                    address = GuestVirtualAddress(r11)
-                } else {
-                    return nil
-                }
-                continue
-            }
-            guard instruction.fallsThrough else { return nil }
-            address = GuestVirtualAddress(instruction.nextAddress)
-        }
-        return nil
-    }
-
-    /// Searches all code for the pair and the TEST (F7) that follows it.
-    private func scan(after failure: DiscoveryError?) throws(DiscoveryError) -> Dispatcher? {
-        let any = BytePattern.wildcard
-        let elements: [UInt16] = [
-            0x4c, 0x8d, 0x15, any, any, any, any, 0x4c, 0x8d, 0x1d, any, any, any, any, 0xf7,
-        ]
-        guard let pattern = try? BytePattern(elements) else { return nil }
-        var found: [Dispatcher] = []
-        var gap: MemoryError?
-        for section in kernel.image.sections where section.isExecutable && !section.isDiscardable {
-            let code = try kernel.code(of: section)
-            gap = gap ?? code.gaps.first?.error
-            for offset in pattern.matches(in: code) {
-                guard let first = code.load(Int32.self, at: offset + 3),
-                    let second = code.load(Int32.self, at: offset + 10)
-                else { continue }
-                let place = code.address + UInt64(offset)
-                let target = place + 7 + UInt64(bitPattern: Int64(first))
-                guard kernel.image.contains(target) else { continue }
-                let pages = [place.page, (place + 13).page]
-                if let known = found.firstIndex(where: { $0.descriptor == target }) {
-                    found[known].pages.formUnion(pages)
-                } else {
-                    let shadow = place + 14 + UInt64(bitPattern: Int64(second))
-                    found.append(
-                        Dispatcher(descriptor: target, shadow: shadow, address: place, pages: Set(pages)))
-                }
-            }
-        }
-        if found.count > 1 {
-            throw .ambiguous("the system-service descriptor table", candidates: found.map(\.descriptor))
-        }
-        if found.isEmpty, let gap { throw DiscoveryError(gap, reading: "the system-call dispatcher") }
-        if found.isEmpty, let failure { throw failure }
-        return found.first
-    }
-
     /// A descriptor is believed if its table lies in the kernel and exported services lead where they must.
     private func check(
-        _ dispatcher: Dispatcher, serviceEntry: GuestVirtualAddress?, source: ServiceTable.Source
+        _ descriptor: GuestVirtualAddress, _ dispatcher: SystemCallDispatcher?, shadow: GuestVirtualAddress?,
+        _ stub: SystemCallStub.Kernel?, _ source: ServiceTable.Source
     ) throws(DiscoveryError) -> ServiceTable {
-        let descriptor = dispatcher.descriptor
-        // KSERVICE_TABLE_DESCRIPTOR: Base, Count, Limit, Number.
+        let layout = kernel.architecture.layout
         let (base, limit) = try reading("the service descriptor at \(descriptor)") { () throws(MemoryError) in
-            (try kernel.memory.pointer(at: descriptor), try kernel.memory.load(UInt32.self, at: descriptor + 16))
+            (
+                try kernel.memory.pointer(at: descriptor),
+                try kernel.memory.load(UInt32.self, at: descriptor + layout.serviceLimit)
+            )
         }
         guard base.rawValue & 3 == 0, ServiceTable.plausibleLimits.contains(limit),
             kernel.image.contains(base), kernel.image.contains(base + UInt64(limit) * 4 - 1)
@@ -162,12 +100,14 @@ struct ServiceTableFinder {
                 ? .stillBooting("the system-service table is not set up yet")
                 : .malformed("a service table at \(base) with \(limit) entries", at: descriptor)
         }
+        try checkArguments(of: descriptor, limit: limit)
         var table = ServiceTable(
-            descriptor: descriptor, base: base, limit: limit, dispatcher: dispatcher.address,
-            serviceEntry: serviceEntry,
-            shadowDescriptor: kernel.image.contains(dispatcher.shadow) ? dispatcher.shadow : nil,
-            dispatcherPages: dispatcher.pages.sorted(), source: source, confirmations: [], contradictions: [])
-        compare(&table)
+            descriptor: descriptor, base: base, encoding: encoding, limit: limit, dispatcher: dispatcher?.address,
+            serviceEntry: stub?.serviceEntry,
+            shadowDescriptor: shadow.flatMap { kernel.image.contains($0) ? $0 : nil },
+            dispatcherPages: dispatcher?.pages.sorted() ?? [], source: source, confirmations: [], contradictions: [])
+        let missing = compare(&table)
+        if table.confirmations.isEmpty, let missing { throw missing }
         guard !table.confirmations.isEmpty, table.contradictions.count < table.confirmations.count else {
             throw .malformed(
                 "no exported system service is where the table says (\(table.contradictions.count) contradict)",
@@ -176,22 +116,48 @@ struct ServiceTableFinder {
         return table
     }
 
-    /// For each name exported both as Zw and Nt: the stub's number must lead to the function.
-    private func compare(_ table: inout ServiceTable) {
+    /// x86 kernels have a byte for each service that says how many bytes of arguments it has, all of whole words.
+    private func checkArguments(of descriptor: GuestVirtualAddress, limit: UInt32) throws(DiscoveryError) {
+        guard kernel.architecture == .x86,
+            let arguments = try? kernel.memory.pointer(at: descriptor + kernel.architecture.layout.serviceArguments),
+            arguments.rawValue != 0, let bytes = try? kernel.memory.bytes(at: arguments, count: UInt64(limit))
+        else { return }
+        guard kernel.image.contains(arguments), bytes.allSatisfy({ $0 & 3 == 0 }) else {
+            throw .malformed("a service table whose arguments are no whole words", at: descriptor)
+        }
+    }
+
+    /// The services exported both as Zw and Nt, with the stub's number.
+    private func exportedServices(serviceEntry: GuestVirtualAddress?) -> [ServiceTableShape.Service] {
         let names = kernel.exports.exports.keys.filter { $0.hasPrefix("Zw") }.sorted().prefix(Self.maximumPairs)
+        var found: [ServiceTableShape.Service] = []
         for name in names {
             let service = "Nt" + name.dropFirst(2)
             guard let stubAddress = try? kernel.export(name), let function = try? kernel.export(service),
                 let stub = try? SystemCallStub.kernel(at: stubAddress, reader: reader),
-                table.serviceEntry == nil || stub.serviceEntry == table.serviceEntry,
-                let listed = try? table.function(stub.number, in: kernel)
+                serviceEntry == nil || stub.serviceEntry == serviceEntry
             else { continue }
-            if listed == function {
-                table.confirmations.append(service)
-            } else {
-                table.contradictions.append(service)
+            found.append(.init(name: service, number: stub.number, function: function))
+        }
+        return found
+    }
+
+    /// Each stub's number must lead to the exported function.
+    /// - Returns: why an entry is not known yet, where one is not.
+    private func compare(_ table: inout ServiceTable) -> DiscoveryError? {
+        var missing: DiscoveryError?
+        for service in exportedServices(serviceEntry: table.serviceEntry) {
+            do throws(DiscoveryError) {
+                if try table.function(service.number, in: kernel) == service.function {
+                    table.confirmations.append(service.name)
+                } else {
+                    table.contradictions.append(service.name)
+                }
+            } catch {
+                if error.canBeRetried { missing = missing ?? error }
             }
         }
+        return missing
     }
 }
 
@@ -211,21 +177,31 @@ extension ServiceTable {
         let reader = CodeReader(kernel.memory)
         let any = BytePattern.wildcard
         let bytes = (0..<4).map { UInt16(truncatingIfNeeded: number >> (8 * $0)) & 0xff }
-        guard let pattern = try? BytePattern([0xb8] + bytes + [0xe9, any, any, any, any]) else { return [] }
-        // mov rax, rsp; cli; sub rsp, 16; push rax; pushfq; push 16; lea rax, [..]; push rax.
-        let distance: UInt64 = 20
-        var found: [GuestVirtualAddress] = []
+        let (rest, distances) = Self.stubShape(of: kernel.architecture, any)
+        guard let pattern = try? BytePattern([0xb8] + bytes + rest) else { return [] }
+        var found: Set<GuestVirtualAddress> = []
         for section in kernel.image.sections where section.isExecutable && !section.isDiscardable {
             let code = try kernel.code(of: section)
-            for offset in pattern.matches(in: code) where offset >= Int(distance) {
-                let start = code.address + UInt64(offset) - distance
-                if let stub = try? SystemCallStub.kernel(at: start, reader: reader), stub.number == number,
-                    stub.serviceEntry == serviceEntry
-                {
-                    found.append(start)
+            for offset in pattern.matches(in: code) {
+                let places = distances.lazy.filter { $0 <= offset }.map { code.address + UInt64(offset - $0) }
+                let start = places.first { start in
+                    let stub = try? SystemCallStub.kernel(at: start, reader: reader)
+                    return stub?.number == number && stub?.serviceEntry == serviceEntry
                 }
+                if let start { found.insert(start) }
             }
         }
-        return found
+        return found.sorted()
+    }
+
+    /// What follows `mov eax, NUMBER` in a Zw stub, and how far before it the stub may start, in bytes.
+    private static func stubShape(of architecture: KernelArchitecture, _ any: UInt16) -> ([UInt16], [Int]) {
+        switch architecture {
+        // mov rax, rsp; cli; sub rsp, 16; push rax; pushfq; push 16; lea rax, [..]; push rax: 20 bytes; or the same
+        // behind an ENDBR64.
+        case .x64: ([0xe9, any, any, any, any], [24, 20])
+        // lea edx, [esp+4]; pushfd; push 8; call.
+        case .x86: ([0x8d, 0x54, 0x24, 0x04, 0x9c, 0x6a, 0x08, 0xe8], [4, 0])
+        }
     }
 }

@@ -4,7 +4,12 @@ import GuestMemory
 /// kernel sees it.
 public struct SharedUserData {
     /// Where every x64 kernel has it.
-    public static let address = GuestVirtualAddress(0xffff_f780_0000_0000)
+    public static let address = StructureLayout.x64.sharedUserData
+
+    /// Where every kernel of an architecture has it.
+    public static func address(in architecture: KernelArchitecture) -> GuestVirtualAddress {
+        architecture.layout.sharedUserData
+    }
 
     /// Offsets of the structure, fixed since the versions named.
     enum Field {
@@ -24,8 +29,13 @@ public struct SharedUserData {
     static let attempts = 16
 
     let memory: KernelMemory
+    /// Where this kernel has it.
+    public let address: GuestVirtualAddress
 
-    public init(of kernel: WindowsKernel) { memory = kernel.memory }
+    public init(of kernel: WindowsKernel) {
+        memory = kernel.memory
+        address = Self.address(in: kernel.architecture)
+    }
 
     /// Time since the start in units of 100 ns, sleep included.
     public func interruptTime() throws(DiscoveryError) -> UInt64 {
@@ -61,14 +71,14 @@ public struct SharedUserData {
         _ type: Value.Type, at offset: UInt64, _ name: String
     ) throws(DiscoveryError) -> Value {
         try reading("\(name) in the shared user data") { () throws(MemoryError) in
-            try memory.load(type, at: Self.address + offset)
+            try memory.load(type, at: address + offset)
         }
     }
 
     /// A KSYSTEM_TIME: LowPart, High1Time, High2Time. The kernel writes High2, Low, High1 in this order, so it
     /// is whole where both high parts, read in the other order, are equal.
     private func time(at offset: UInt64, _ name: String) throws(DiscoveryError) -> UInt64 {
-        let start = Self.address + offset
+        let start = address + offset
         for _ in 0..<Self.attempts {
             let (low, first, second) = try reading("\(name) in the shared user data") { () throws(MemoryError) in
                 let first = try memory.load(UInt32.self, at: start + 4)

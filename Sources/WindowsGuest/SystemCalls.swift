@@ -68,6 +68,8 @@ public struct SystemCalls {
         let image = try PEImage(at: base, in: modules.memory)
         let exports = try ExportTable(of: image, in: modules.memory)
         let stub = try exports.address(of: name)
-        return (try SystemCallStub.userNumber(of: name, at: stub, in: modules.memory), stub)
+        let number = try SystemCallStub.userNumber(
+            of: name, at: stub, in: modules.memory, architecture: image.architecture)
+        return (number, stub)
     }
 }

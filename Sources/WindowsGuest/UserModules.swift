@@ -4,8 +4,9 @@ import GuestMemory
 ///
 /// All of it is memory that the process itself can write: what is found there is checked like any hostile
 /// input, and believed only where something outside the process confirms it. Layouts: public structures
-/// `_PEB` (Ldr at 0x18), `_PEB_LDR_DATA` (InLoadOrderModuleList at 0x10), `_LDR_DATA_TABLE_ENTRY` (DllBase
-/// at 0x30, BaseDllName at 0x58) of x64.
+/// `_PEB`, `_PEB_LDR_DATA` and `_LDR_DATA_TABLE_ENTRY` (see `StructureLayout`).
+///
+/// A 32-bit process of a 64-bit guest has two lists; this is the 64-bit one, in which the 64-bit ntdll is.
 public struct UserModules {
     /// A list longer than this is not followed further.
     public static let maximumModules = 1024
@@ -20,10 +21,12 @@ public struct UserModules {
     public let process: GuestProcess
     /// The process's address space.
     public let memory: KernelMemory
+    private let layout: StructureLayout
 
     public init(of process: GuestProcess, kernel: WindowsKernel) {
         self.process = process
         memory = kernel.memory.inProcess(directoryTableBase: process.cr3)
+        layout = kernel.architecture.layout
     }
 
     /// Where the module with this name starts; upper and lower case are the same.
@@ -31,16 +34,16 @@ public struct UserModules {
     func base(of name: String) throws(DiscoveryError) -> GuestVirtualAddress? {
         guard let peb = process.peb else { return nil }
         return try reading("the modules of \(process.imageName)") { () throws(MemoryError) in
-            let loader = try userPointer(at: peb + 0x18)
+            let loader = try userPointer(at: peb + layout.loaderData)
             guard let loader else { return nil }
-            let head = loader + 0x10
+            let head = loader + layout.loadOrderList
             var entry = try userPointer(at: head)
             var remaining = Self.maximumModules
             while let current = entry, current != head, remaining > 0 {
-                if let moduleName = try? memory.unicodeString(at: current + 0x58, maximum: 520),
+                if let moduleName = try? memory.unicodeString(at: current + layout.moduleName, maximum: 520),
                     moduleName.lowercased() == name
                 {
-                    return try userPointer(at: current + 0x30)
+                    return try userPointer(at: current + layout.moduleBase)
                 }
                 entry = try userPointer(at: current)
                 remaining -= 1
@@ -53,13 +56,13 @@ public struct UserModules {
     /// be read, or whose base is no page of the lower half, are left out.
     public func modules() -> [Module] {
         var found: [Module] = []
-        guard let peb = process.peb, let loader = try? userPointer(at: peb + 0x18) else { return found }
-        let head = loader + 0x10
+        guard let peb = process.peb, let loader = try? userPointer(at: peb + layout.loaderData) else { return found }
+        let head = loader + layout.loadOrderList
         var seen: Set<GuestVirtualAddress> = [head]
         var entry = try? userPointer(at: head)
         while let current = entry, seen.count <= Self.maximumModules, seen.insert(current).inserted {
-            if let base = try? userPointer(at: current + 0x30), base == base.page,
-                let name = try? memory.unicodeString(at: current + 0x58, maximum: 520)
+            if let base = try? userPointer(at: current + layout.moduleBase), base == base.page,
+                let name = try? memory.unicodeString(at: current + layout.moduleName, maximum: 520)
             {
                 found.append(Module(base: base, name: printable(name)))
             }
@@ -71,7 +74,7 @@ public struct UserModules {
     /// A pointer into the lower half; nil for null and for anything else.
     private func userPointer(at address: GuestVirtualAddress) throws(MemoryError) -> GuestVirtualAddress? {
         let value = try memory.pointer(at: address)
-        return value.rawValue >= 0x10000 && value.rawValue >> 47 == 0 ? value : nil
+        return value.rawValue >= 0x10000 && value.rawValue < layout.userEnd ? value : nil
     }
 }
 

@@ -48,9 +48,6 @@ public struct KernelIdentity: Hashable, Sendable {
 
 /// A Windows kernel in a running guest.
 public struct WindowsKernel {
-    /// `_KPROCESS.DirectoryTableBase`, in every x64 kernel since Vista (public symbols).
-    static let directoryTableBaseOffset: UInt64 = 0x28
-
     public let image: PEImage
     public let exports: ExportTable
     /// NtBuildNumber without its free-or-checked mark: 7601, 19041, …
@@ -91,11 +88,11 @@ public struct WindowsKernel {
             try memory.pointer(at: pointer)
         }
         guard system.rawValue != 0 else { throw .stillBooting("there is no System process yet") }
-        guard system.rawValue >> 63 == 1, memory.pagingMode.isCanonical(system) else {
+        guard memory.pagingMode.isInKernelHalf(system), memory.pagingMode.isCanonical(system) else {
             throw .malformed("PsInitialSystemProcess is \(system)", at: pointer)
         }
         let root = try reading("the System process at \(system)") { () throws(MemoryError) in
-            try memory.load(UInt64.self, at: system + Self.directoryTableBaseOffset)
+            try memory.word(at: system + image.architecture.layout.directoryTableBase)
         }
         guard root != 0 else { throw .stillBooting("the System process has no page tables yet") }
 
@@ -118,8 +115,15 @@ public struct WindowsKernel {
 
     /// The same boot of the same kernel, in one guest's memory.
     func isSame(as other: Self) -> Bool {
-        base == other.base && initialSystemProcess == other.initialSystemProcess
-            && systemCR3 & PageTableEntry.addressMask == other.systemCR3 & PageTableEntry.addressMask
+        let mode = memory.pagingMode
+        return base == other.base && initialSystemProcess == other.initialSystemProcess
+            && mode.rootAddress(systemCR3) == other.memory.pagingMode.rootAddress(other.systemCR3)
+    }
+
+    /// Whether a value can be a pointer to a structure of the kernel's: in its half, translatable, aligned.
+    func isKernelPointer(_ value: GuestVirtualAddress) -> Bool {
+        memory.pagingMode.isInKernelHalf(value) && memory.pagingMode.isCanonical(value)
+            && value.rawValue & (architecture.pointerSize - 1) == 0
     }
 
     /// The address of an exported name.

@@ -54,6 +54,13 @@ public struct MemoryOperand: Hashable, Sendable {
     }
 }
 
+extension MemoryOperand {
+    /// `[register + displacement]`, where the base is the register or its lower half: RSP and, with 32 bits, ESP.
+    @inlinable public func isField(ofWhole register: Register) -> Bool {
+        base?.whole == register && index == nil && segment?.isFSOrGS != true
+    }
+}
+
 extension Register {
     /// FS and GS are the only segments with a base in long mode. Intel SDM volume 1, 3.4.2.1.
     @inlinable public var isFSOrGS: Bool { kind == .segment && (number == 4 || number == 5) }

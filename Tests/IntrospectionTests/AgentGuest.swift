@@ -34,7 +34,10 @@ final class AgentGuest {
         // Behind the function's end: `push rbx`.
         guest.kernel.write(UInt8(0x53), at: guest.kernel.address("KeDelayExecutionThread") + 8)
         let kernel = try guest.locateKernel()
-        dispatcher = try ServiceTable(of: kernel).dispatcher
+        guard let dispatcher = try ServiceTable(of: kernel).dispatcher else {
+            throw DiscoveryError.notFound("dispatcher")
+        }
+        self.dispatcher = dispatcher
         functions = try AgentFunctions(of: kernel)
         image = try AgentImage.bundled("heartbeat")
         run = EngineRun(guest)

@@ -17,6 +17,26 @@ public enum BugCheckCode {
         0x48, 0x83, 0xec, 0x38, 0x33, 0xd2, 0x45, 0x33, 0xc0, 0x45, 0x33, 0xc9, 0x48, 0x89, 0x54, 0x24, 0x20,
     ]
 
+    /// Windows 7 x86: KeBugCheckEx saves the context, and pushes its five arguments and a null frame for KeBugCheck2;
+    /// KeBugCheck pushes its own and five zeroes.
+    public static let windows32: @Sendable (inout CodeBuilder) -> Void = { code in
+        emitFunctions(["RtlCaptureContext", "KeBugCheck2"], &code)
+        code.function("KeBugCheckEx")
+        code.emit(0x8b, 0xff, 0x55, 0x8b, 0xec, 0x83, 0xe4, 0xf8)  // mov edi, edi; push ebp; mov ebp, esp; and esp, -8
+        code.emit(0x64, 0xa1, 0x20, 0, 0, 0, 0x50)  // mov eax, fs:[20h]; push eax
+        code.call("RtlCaptureContext")
+        code.emit(0x6a, 0x00)
+        for offset in [0x18, 0x14, 0x10, 0x0c, 0x08] as [UInt8] { code.emit(0xff, 0x75, offset) }  // push [ebp+..]
+        code.call("KeBugCheck2")
+        code.emit(0xcc)
+        code.function("KeBugCheck")
+        code.emit(0x8b, 0xff, 0x55, 0x8b, 0xec)
+        for _ in 0..<5 { code.emit(0x6a, 0x00) }
+        code.emit(0xff, 0x75, 0x08)
+        code.call("KeBugCheck2")
+        code.emit(0xcc)
+    }
+
     public static func emitFunctions(_ names: [String], _ code: inout CodeBuilder) {
         for name in names {
             code.function(name)

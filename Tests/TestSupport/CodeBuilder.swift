@@ -7,6 +7,7 @@ public struct CodeBuilder {
     public let origin: UInt32
     public private(set) var symbols: [String: UInt32] = [:]
     private var references: [(offset: Int, symbol: String)] = []
+    private var pointers: [(offset: Int, symbol: String, width: Int)] = []
 
     public init(origin: UInt32) { self.origin = origin }
 
@@ -41,7 +42,22 @@ public struct CodeBuilder {
     public mutating func call(_ symbol: String) { refer([0xe8], to: symbol) }
     public mutating func jump(_ symbol: String) { refer([0xe9], to: symbol) }
 
-    public mutating func resolve(_ all: [String: UInt32]) {
+    /// Opcode bytes followed by a symbol's address, of `width` bytes.
+    public mutating func point(_ opcode: [UInt8] = [], to symbol: String, width: Int = 4) {
+        bytes += opcode
+        pointers.append((bytes.count, symbol, width))
+        bytes += [UInt8](repeating: 0, count: width)
+    }
+
+    /// - Parameters:
+    ///   - all: the image's symbols, as offsets into it.
+    ///   - base: where the image is loaded.
+    public mutating func resolve(_ all: [String: UInt32], base: UInt64 = 0) {
+        for (offset, symbol, width) in pointers {
+            guard let target = all[symbol] else { preconditionFailure("no symbol \(symbol)") }
+            let address = base &+ UInt64(target)
+            for index in 0..<width { bytes[offset + index] = UInt8(truncatingIfNeeded: address >> (8 * UInt64(index))) }
+        }
         for (offset, symbol) in references {
             guard let target = all[symbol] else { preconditionFailure("no symbol \(symbol)") }
             let distance = target &- (origin + UInt32(offset) + 4)

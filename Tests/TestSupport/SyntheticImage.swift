@@ -1,4 +1,4 @@
-/// Lays out a PE32+ image as it lies in memory: headers, sections, exports.
+/// Lays out a PE32+ or PE32 image as it lies in memory: headers, sections, exports.
 public struct SyntheticImage {
     public struct Section {
         public var name: String
@@ -28,6 +28,11 @@ public struct SyntheticImage {
     /// Where the export directory goes; its section must have room for it.
     public var exportRVA: UInt32
     public var exports: [String: UInt32] = [:]
+    /// PE32+ for x86-64; else PE32 for x86.
+    public var is64Bit = true
+    public var sectionAlignment: UInt32 = 0x1000
+    /// Where the PE header is, in bytes.
+    public var headerOffset = 0x100
 
     public init(name: String, size: UInt32, sections: [Section], exportRVA: UInt32) {
         self.name = name
@@ -39,31 +44,45 @@ public struct SyntheticImage {
     /// The image's bytes, from its base on.
     public func bytes() -> [UInt8] {
         var image = [UInt8](repeating: 0, count: Int(size))
+        for part in parts() {
+            image.replaceSubrange(Int(part.rva)..<Int(part.rva) + part.bytes.count, with: part.bytes)
+        }
+        return image
+    }
+
+    /// What of the image is not zero: the headers, the sections' contents, the export directory.
+    public func parts() -> [(rva: UInt32, bytes: [UInt8])] {
+        let directory = exportDirectory()
+        return [(0, headers(exportSize: UInt32(directory.count)))] + sections.map { ($0.rva, $0.contents) }
+            + [(exportRVA, directory)]
+    }
+
+    private func headers(exportSize: UInt32) -> [UInt8] {
+        let directories = is64Bit ? 112 : 96
+        let header = headerOffset
+        let optional = header + 0x18
+        var image = [UInt8](repeating: 0, count: optional + directories + 128 + 40 * sections.count)
         func put(_ bytes: [UInt8], _ offset: Int) { image.replaceSubrange(offset..<offset + bytes.count, with: bytes) }
         func put16(_ value: UInt16, _ offset: Int) { put([UInt8(value & 255), UInt8(value >> 8)], offset) }
         func put32(_ value: UInt32, _ offset: Int) {
             put((0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }, offset)
         }
-        for section in sections { put(section.contents, Int(section.rva)) }
-
         put(Array("MZ".utf8), 0)
-        put32(0x100, 0x3c)
-        put(Array("PE".utf8), 0x100)
-        put16(0x8664, 0x104)
-        put16(UInt16(sections.count), 0x106)
-        put32(timeDateStamp, 0x108)
-        put16(240, 0x114)
-        let optional = 0x118
-        put16(0x20b, optional)
+        put32(UInt32(header), 0x3c)
+        put(Array("PE".utf8), header)
+        put16(is64Bit ? 0x8664 : 0x14c, header + 4)
+        put16(UInt16(sections.count), header + 6)
+        put32(timeDateStamp, header + 8)
+        put16(UInt16(directories + 128), header + 0x14)
+        put16(is64Bit ? 0x20b : 0x10b, optional)
+        put32(sectionAlignment, optional + 32)
         put32(size, optional + 56)
         put32(0x1000, optional + 60)
-        put32(16, optional + 108)
-        let directory = exportDirectory()
-        put32(exportRVA, optional + 112)
-        put32(UInt32(directory.count), optional + 116)
-        put(directory, Int(exportRVA))
+        put32(16, optional + directories - 4)
+        put32(exportRVA, optional + directories)
+        put32(exportSize, optional + directories + 4)
         for (index, section) in sections.enumerated() {
-            let header = optional + 240 + index * 40
+            let header = optional + directories + 128 + index * 40
             put(Array(section.name.utf8.prefix(8)), header)
             put32(section.virtualSize, header + 8)
             put32(section.rva, header + 12)

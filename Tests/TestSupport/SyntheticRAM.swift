@@ -38,6 +38,13 @@ public final class SyntheticRAM {
         return nextPage
     }
 
+    /// Forgets what was allocated: all of it is zero again, and given out anew.
+    public func reset() {
+        let used = Int(nextPage - base.rawValue)
+        memset(bytes.baseAddress!, 0, min(used, bytes.count))
+        nextPage = base.rawValue + 4096
+    }
+
     public func store<Value: FixedWidthInteger & BitwiseCopyable>(_ value: Value, at address: UInt64) {
         bytes.storeBytes(of: value.littleEndian, toByteOffset: Int(address - base.rawValue), as: Value.self)
     }

@@ -133,7 +133,7 @@ import WindowsGuest
     func threads() throws {
         let guest = SyntheticKernel()
         let list = try list(guest)
-        let thread = try list.currentThread(gsBase: guest.processorRegion)
+        let thread = try list.currentThread(processorRegion: guest.processorRegion)
         #expect(thread == GuestVirtualAddress(guest.thread))
         #expect(try list.callerProcess(ofThread: thread).imageName == "csrss.exe")
         #expect(try list.attachedProcess(ofThread: thread).imageName == "smss.exe")
