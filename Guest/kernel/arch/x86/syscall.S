@@ -20,7 +20,7 @@ _KiSystemService:
     push ebx                                    // 53
     push esi                                    // 56
     push edi                                    // 57
-    push fs                                     // 0F A0
+    .byte 0x0F, 0xA0                            // push fs, of 32 bits, as MASM encodes it
     mov ebx, KGDT_R0_PCR                        // BB 30 00 00 00
     mov fs, bx                                  // 66 8E E3
     mov ebx, KGDT_R3_DATA | 3                   // BB 23 00 00 00
@@ -54,7 +54,7 @@ _KiSystemService:
 _KiFastCallEntry:
     mov ecx, KGDT_R3_DATA | 3                   // B9 23 00 00 00
     push KGDT_R0_PCR                            // 6A 30
-    pop fs                                      // 0F A1
+    .byte 0x0F, 0xA1                            // pop fs
     mov ds, ecx                                 // 8E D9
     mov es, ecx                                 // 8E C1
     mov ecx, fs:[KPCR_TssBase]                  // 64 8B 0D 40 00 00 00
@@ -148,7 +148,7 @@ _KiServiceExit:
     test byte ptr [ebp + KTRAP_FRAME_SegCs], 1
     jz KiServiceExitKernel
     lea esp, [ebp + KTRAP_FRAME_SegFs]          // 8D 65 50
-    pop fs                                      // 0F A1
+    .byte 0x0F, 0xA1                            // pop fs
     lea esp, [ebp + KTRAP_FRAME_Edi]            // 8D 65 54
     pop edi                                     // 5F
     pop esi                                     // 5E
@@ -173,7 +173,7 @@ KiSystemCallExitTrace:
 // To a Zw stub, which is on the same stack.
 KiServiceExitKernel:
     lea esp, [ebp + KTRAP_FRAME_SegFs]
-    pop fs
+    .byte 0x0F, 0xA1                            // pop fs
     pop edi
     pop esi
     pop ebx
