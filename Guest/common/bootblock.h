@@ -11,9 +11,11 @@
 #define BOOT_MAXIMUM_MODULES 4
 #define BOOT_MAXIMUM_RANGES 64
 
-// All of RAM, writable and never executable, from here on (2 MiB pages). The
-// 2 MiB that hold the kernel's image are left out: nothing aliases its code.
-#define BOOT_DIRECT_MAP_BASE 0xFFFF900000000000ull
+// All of RAM, writable and never executable, from here on (large pages). The
+// large page that holds the kernel's image are left out: nothing aliases its code.
+#define BOOT_DIRECT_MAP_BASE_X64 0xFFFF900000000000ull
+#define BOOT_DIRECT_MAP_BASE_X86 0x88000000ull
+#define BOOT_DIRECT_MAP_LIMIT_X86 0x38000000ull // 896 MiB, up to the page tables
 
 // Kinds of memory, as INT 15h E820h numbers them (ACPI 6.4, table 15-374).
 #define BOOT_MEMORY_USABLE 1
@@ -40,7 +42,7 @@ typedef struct {
     uint64_t pageTableRoot;     // the value of CR3
     uint64_t pageTablesBase;    // where the page tables lie…
     uint64_t pageTablesEnd;     // …and the first byte after them
-    uint64_t selfMapIndex;      // the PML4 entry that maps the page tables
+    uint64_t selfMapIndex;      // x64: the PML4 entry that maps the page tables
     uint64_t directMapSize;
     uint64_t firstFreeAddress;  // usable memory below it is taken
     uint64_t randomSeed[2];     // drawn at this boot, fit to seed a generator

@@ -10,8 +10,13 @@
 #define HIBERNATION_START 0x100000ull           // below is nothing to keep
 #define HIBERNATION_CHUNK 0x10000ull            // what the size is a multiple of
 
+#define HIBERNATION_PAGING_LONG 0
+#define HIBERNATION_PAGING_PAE 1
+#define HIBERNATION_PAGING_PLAIN 2 // two levels
+
 typedef struct {
     uint64_t magic;
+    uint64_t paging;        // how the kernel's page tables are to be read
     uint64_t size;          // of the memory from HIBERNATION_START on
     uint64_t hash;          // of its contents
     uint64_t directMapSize; // a machine with other memory is another machine

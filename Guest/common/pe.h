@@ -9,7 +9,9 @@
 
 #define PE_DOS_SIGNATURE 0x5A4D
 #define PE_SIGNATURE 0x00004550
+#define PE_OPTIONAL_MAGIC_32 0x10B
 #define PE_OPTIONAL_MAGIC_64 0x20B
+#define PE_MACHINE_I386 0x014C
 #define PE_MACHINE_AMD64 0x8664
 
 #define PE_SECTION_DISCARDABLE 0x02000000u
@@ -22,13 +24,17 @@
 #define PE_DIRECTORY_RELOCATION 5
 
 #define PE_RELOCATION_ABSOLUTE 0
+#define PE_RELOCATION_HIGHLOW 3 // 32 bits
 #define PE_RELOCATION_DIR64 10
+#define PE_RELOCATION_NATIVE (sizeof(void *) == 8 ? PE_RELOCATION_DIR64 : PE_RELOCATION_HIGHLOW)
 
 typedef struct {
     uint32_t address;
     uint32_t size;
 } PE_DIRECTORY;
 
+// PE32 and PE32+ differ in the width of the image's base and of the sizes of stack
+// and heap, after which the rest lies elsewhere: see PeDirectory.
 typedef struct {
     uint32_t signature;
     uint16_t machine;
@@ -45,7 +51,12 @@ typedef struct {
     uint32_t bssSize;
     uint32_t entryPoint;
     uint32_t codeBase;
-    uint64_t imageBase;
+    union {
+        uint64_t imageBase64;
+        struct {
+            uint32_t dataBase, imageBase32;
+        };
+    };
     uint32_t sectionAlignment;
     uint32_t fileAlignment;
     uint16_t versions[6];
@@ -55,10 +66,18 @@ typedef struct {
     uint32_t checksum;
     uint16_t subsystem;
     uint16_t dllCharacteristics;
-    uint64_t stackReserve, stackCommit, heapReserve, heapCommit;
-    uint32_t loaderFlags;
-    uint32_t directoryCount;
-    PE_DIRECTORY directories[16];
+    union {
+        struct {
+            uint64_t stackAndHeap64[4];
+            uint32_t loaderFlags64, directoryCount64;
+            PE_DIRECTORY directories64[16];
+        };
+        struct {
+            uint32_t stackAndHeap32[4];
+            uint32_t loaderFlags32, directoryCount32;
+            PE_DIRECTORY directories32[16];
+        };
+    };
 } PE_HEADERS;
 
 typedef struct {
@@ -102,11 +121,32 @@ static inline const PE_HEADERS *PeHeaders(const void *image)
         return 0;
     const PE_HEADERS *headers =
         (const PE_HEADERS *)(bytes + *(const uint32_t *)(bytes + 0x3C));
-    if (headers->signature != PE_SIGNATURE ||
-        headers->machine != PE_MACHINE_AMD64 ||
-        headers->magic != PE_OPTIONAL_MAGIC_64)
-        return 0;
-    return headers;
+    int is64 = headers->machine == PE_MACHINE_AMD64 && headers->magic == PE_OPTIONAL_MAGIC_64;
+    int is32 = headers->machine == PE_MACHINE_I386 && headers->magic == PE_OPTIONAL_MAGIC_32;
+    return headers->signature == PE_SIGNATURE && (is64 || is32) ? headers : 0;
+}
+
+static inline int PeIs64(const PE_HEADERS *headers)
+{
+    return headers->magic == PE_OPTIONAL_MAGIC_64;
+}
+
+static inline uint64_t PeImageBase(const PE_HEADERS *headers)
+{
+    return PeIs64(headers) ? headers->imageBase64 : headers->imageBase32;
+}
+
+static inline void PeSetImageBase(PE_HEADERS *headers, uint64_t base)
+{
+    if (PeIs64(headers))
+        headers->imageBase64 = base;
+    else
+        headers->imageBase32 = (uint32_t)base;
+}
+
+static inline PE_DIRECTORY PeDirectory(const PE_HEADERS *headers, unsigned index)
+{
+    return PeIs64(headers) ? headers->directories64[index] : headers->directories32[index];
 }
 
 static inline const PE_SECTION *PeSections(const PE_HEADERS *headers)

@@ -101,6 +101,66 @@ EnterKernel:
     mov rcx, rdx
     jmp rsi
 
+// void Enter32(uint64_t root, uint64_t entry, uint64_t stack, uint64_t argument,
+// uint64_t paging): out of long mode, as Intel SDM volume 3A, section 9.8.5.4, has
+// it, into the paging that the kernel wants, and to its entry, with the argument on
+// its stack. May be moved: it runs where it is mapped one to one before and after,
+// and brings its own segments. Nothing is pushed before the kernel's root is in use.
+    .section .resume, "ax"
+    .balign 16
+    .globl Enter32
+Enter32:
+    lea rax, [rip + Enter32Gdt]
+    mov [rip + Enter32GdtPointer + 2], rax
+    lgdt [rip + Enter32GdtPointer]
+    mov ebx, edi                        // root
+    mov edi, edx                        // stack
+    mov ebp, r8d                        // paging
+    lea rax, [rip + Enter32Compatible]
+    push 8
+    push rax
+    .byte 0x48, 0xCB                    // a far return with operands of 64 bits
+
+    .code32
+Enter32Compatible:
+    mov eax, 16
+    mov ds, eax
+    mov es, eax
+    mov ss, eax
+    mov esp, ecx                        // the argument, for a while
+    mov eax, cr0
+    and eax, 0x7FFFFFFF                 // PG off
+    mov cr0, eax
+    mov ecx, 0xC0000080                 // IA32_EFER
+    rdmsr
+    and eax, 0xFFFFFEFE                 // neither LME nor SCE; NXE stays
+    wrmsr
+    mov eax, 0x20                       // PAE
+    cmp ebp, 2                          // HIBERNATION_PAGING_PLAIN
+    jne 1f
+    mov eax, 0x10                       // PSE
+1:  mov cr4, eax
+    mov cr3, ebx
+    mov eax, cr0
+    or eax, 0x80010000                  // PG, WP
+    mov cr0, eax
+    mov ecx, esp
+    mov esp, edi
+    push ecx
+    push 0                              // nowhere to return to
+    jmp esi
+
+    .balign 8
+Enter32Gdt:
+    .quad 0
+    .quad 0x00CF9B000000FFFF            // 32-bit code
+    .quad 0x00CF93000000FFFF            // data
+Enter32GdtPointer:
+    .short 23
+    .quad 0
+
+    .text
+    .code64
 // void EnterResume(uint64_t root, uint64_t stack, uint64_t code, const void *argument)
     .globl EnterResume
 EnterResume:
@@ -132,4 +192,5 @@ LoaderPointers:
 LoaderDirectories:
     .skip 4 * 4096
     .skip 16384
+    .globl LoaderStackTop
 LoaderStackTop:

@@ -32,6 +32,19 @@ typedef struct {
 #define KERNEL_REGION 0xFFFFF80000000000ull
 #define KERNEL_PLACES 0x20000ull
 
+// Windows 7 for x86 has its own somewhere from here on; on any page. The places
+// leave room for the largest image below 0x84000000.
+#define KERNEL_REGION_X86 0x82000000ull
+#define KERNEL_PLACES_X86 0x1E00ull
+#define MAXIMUM_IMAGE 0x200000ull
+
+// Where Windows for x86 has what maps the page tables (mm/i386/mi386.h of the
+// Windows Research Kernel), and the HAL the local APIC, whose task priority
+// register is the IRQL: the kernel needs it from its first steps on.
+#define PAGE_TABLES_X86 0xC0000000ull
+#define LOCAL_APIC_X86 0xFFFE0000ull
+#define LOCAL_APIC_ADDRESS 0xFEE00000ull
+
 static uint64_t Maximum(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
@@ -49,7 +62,8 @@ static void ReadModules(const MULTIBOOT_INFORMATION *info, BOOT_BLOCK *block)
     }
 }
 
-static void ReadMemoryMap(const MULTIBOOT_INFORMATION *info, BOOT_BLOCK *block)
+static void ReadMemoryMap(const MULTIBOOT_INFORMATION *info, const PAGING *paging,
+                          BOOT_BLOCK *block)
 {
     if (!(info->flags & MULTIBOOT_HAS_MAP))
         Fail("no memory map");
@@ -69,8 +83,9 @@ static void ReadMemoryMap(const MULTIBOOT_INFORMATION *info, BOOT_BLOCK *block)
             (top < 0xE0000000 && range->size < 0x1000000))
             block->directMapSize = Maximum(block->directMapSize, top);
     }
-    block->directMapSize =
-        (block->directMapSize + LARGE_PAGE_SIZE - 1) & ~(LARGE_PAGE_SIZE - 1);
+    block->directMapSize = (block->directMapSize + paging->largePage - 1) & ~(paging->largePage - 1);
+    if (paging != &LongPaging && block->directMapSize > BOOT_DIRECT_MAP_LIMIT_X86)
+        Fail("a kernel of 32 bits takes 896 MiB of memory at most");
 }
 
 static uint64_t FirstFreeAddress(const MULTIBOOT_INFORMATION *info,
@@ -83,50 +98,84 @@ static uint64_t FirstFreeAddress(const MULTIBOOT_INFORMATION *info,
     return (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
 }
 
+// A view of the page tables themselves: one entry of a table of the first level but
+// for PAE, where it takes four, of the table below it.
+static void MapPageTables(const PAGING *paging, void *root, BOOT_BLOCK *block)
+{
+    if (paging == &LongPaging) {
+        // Windows 10 draws the self-map entry at boot, among those of the kernel's
+        // half; ours is one that no other region of this kernel uses (mm.h).
+        block->selfMapIndex = 0x180 + Random64() % 0x60;
+        ((uint64_t *)root)[block->selfMapIndex] = (uint64_t)root | PTE_PRESENT | PTE_WRITE | PTE_NX;
+    } else if (paging == &PlainPaging) {
+        ((uint32_t *)root)[PAGE_TABLES_X86 >> 22] = (uint32_t)(uint64_t)root | PTE_PRESENT | PTE_WRITE;
+    } else {
+        uint64_t *pointers = root;
+        for (uint64_t i = 0; i < 4; i++)
+            PageTableAt(paging, root, i == 3 ? LOCAL_APIC_X86 : i << 30);
+        uint64_t *directory = (uint64_t *)(pointers[3] & ~0xFFFull);
+        for (uint64_t i = 0; i < 4; i++)
+            directory[i] = (pointers[i] & ~0xFFFull) | PTE_PRESENT | PTE_WRITE | PTE_NX;
+    }
+}
+
+static void *BuildPageTables(const PAGING *paging, BOOT_BLOCK *block, void *frames)
+{
+    block->pageTablesBase = MemoryTop();
+    void *root = AllocatePages(1, PAGE_SIZE);
+    block->pageTableRoot = (uint64_t)root;
+    MapPageTables(paging, root, block);
+    // The loader's own mapping, for the jump: the kernel drops it first thing.
+    if (paging == &LongPaging)
+        ((uint64_t *)root)[0] = (uint64_t)LoaderPointers | PTE_PRESENT | PTE_WRITE;
+    else
+        MapLargePage(paging, root, 0, PTE_PRESENT | PTE_WRITE);
+    if (paging != &LongPaging)
+        MapPage(paging, root, LOCAL_APIC_X86,
+                LOCAL_APIC_ADDRESS | PTE_PRESENT | PTE_WRITE | PTE_CACHE_DISABLE | PTE_NX);
+    LoadKernel(paging, root, &block->modules[0], block, frames);
+    MapDirect(paging, root, block, (uint64_t)frames);
+    block->pageTablesEnd = MemoryTop();
+    return root;
+}
+
 void LoaderMain(const MULTIBOOT_INFORMATION *info)
 {
     static BOOT_BLOCK draft;
 
     SerialInitialize();
     ReadModules(info, &draft);
-    ReadMemoryMap(info, &draft);
+    const PAGING *paging = KernelPaging(&draft.modules[0]);
+    ReadMemoryMap(info, paging, &draft);
     ResumeFromDisk(&draft);
     MemoryInitialize(FirstFreeAddress(info, &draft));
 
     uint64_t imageSize = KernelImageSize(&draft.modules[0]);
-    if (imageSize > LARGE_PAGE_SIZE)
+    if (imageSize > MAXIMUM_IMAGE)
         Fail("the kernel's image is larger than 2 MiB");
-    void *frames = AllocatePages(LARGE_PAGE_SIZE / PAGE_SIZE, LARGE_PAGE_SIZE);
+    void *frames = AllocatePages(paging->largePage / PAGE_SIZE, paging->largePage);
 
     draft.magic = BOOT_BLOCK_MAGIC;
     draft.serialPort = 0x3F8;
     draft.kernelImageSize = imageSize;
     draft.kernelPhysicalBase = (uint64_t)frames;
     draft.kernelVirtualBase =
-        KERNEL_REGION + (1 + Random64() % (KERNEL_PLACES - 2)) * LARGE_PAGE_SIZE;
+        paging == &LongPaging
+            ? KERNEL_REGION + (1 + Random64() % (KERNEL_PLACES - 2)) * paging->largePage
+            : KERNEL_REGION_X86 + Random64() % KERNEL_PLACES_X86 * PAGE_SIZE;
     draft.randomSeed[0] = Random64();
     draft.randomSeed[1] = Random64();
-    // Windows 10 draws the self-map entry at boot, among those of the kernel's
-    // half; ours is one that no other region of this kernel uses (mm.h).
-    draft.selfMapIndex = 0x180 + Random64() % 0x60;
-
-    draft.pageTablesBase = MemoryTop();
-    uint64_t *root = AllocatePages(1, PAGE_SIZE);
-    draft.pageTableRoot = (uint64_t)root;
-    root[draft.selfMapIndex] = (uint64_t)root | PTE_PRESENT | PTE_WRITE | PTE_NX;
-    // The loader's own mapping, for the jump: the kernel drops it first thing.
-    root[0] = (uint64_t)LoaderPointers | PTE_PRESENT | PTE_WRITE;
-    LoadKernel(root, &draft.modules[0], &draft, frames);
-    MapDirect(root, &draft, (uint64_t)frames);
-    draft.pageTablesEnd = MemoryTop();
+    void *root = BuildPageTables(paging, &draft, frames);
 
     BOOT_BLOCK *block = AllocatePages(1, PAGE_SIZE);
     draft.firstFreeAddress = MemoryTop();
     memcpy(block, &draft, sizeof draft);
     _Static_assert(sizeof(BOOT_BLOCK) <= PAGE_SIZE, "the boot block is one page");
 
-    EnterKernel((uint64_t)root,
-                draft.kernelVirtualBase +
-                    PeHeaders((const void *)draft.modules[0].base)->entryPoint,
-                (const BOOT_BLOCK *)(BOOT_DIRECT_MAP_BASE + (uint64_t)block));
+    uint64_t entry = draft.kernelVirtualBase +
+                     PeHeaders((const void *)draft.modules[0].base)->entryPoint;
+    uint64_t argument = paging->directMap + (uint64_t)block;
+    if (paging == &LongPaging)
+        EnterKernel((uint64_t)root, entry, argument);
+    Enter32((uint64_t)root, entry, (uint64_t)LoaderStackTop, argument, paging->paging);
 }

@@ -18,7 +18,7 @@
 extern uint8_t LoaderResumeStart[], LoaderResumeEnd[];
 _Noreturn void EnterResume(uint64_t root, uint64_t stack, uint64_t code, const void *argument);
 
-// Moved to LOW_CODE before it runs: it calls nothing, and has no data. The
+// Moved to LOW_CODE before it runs, with Enter32: it calls nothing else, and has no data. The
 // header on the disk is gone by now; an image that turns out damaged is followed
 // by a reset, and that by a fresh boot.
 RESUME_CODE void ReadImage(const HIBERNATION_HEADER *header)
@@ -35,6 +35,8 @@ RESUME_CODE void ReadImage(const HIBERNATION_HEADER *header)
     }
     while (hash != header->hash)
         AtaOut(0xCF9, 6);
+    if (header->paging != HIBERNATION_PAGING_LONG)
+        Enter32(header->root, header->entry, header->stack, header->argument, header->paging);
     __asm__ volatile(
         "movq %0, %%cr3\n\t"
         "movq %1, %%rsp\n\t"

@@ -7,14 +7,24 @@ struct GuestBuild {
     private let objects: URL
 
     /// Flags for everything that becomes a PE image. No SSE: the kernel does
-    /// not save it on its way in. Unwind tables, since Windows' images have
-    /// them. Nothing that depends on time or place goes into the output.
+    /// not save it on its way in. Nothing that depends on time or place goes
+    /// into the output.
     static let windowsFlags = [
-        "--target=x86_64-pc-windows-msvc", "-std=c17", "-ffreestanding",
-        "-fasynchronous-unwind-tables", "-fno-stack-protector", "-mno-stack-arg-probe",
-        "-fno-ident", "-fshort-wchar", "-mno-red-zone", "-mgeneral-regs-only",
-        "-Wall", "-Wextra", "-Werror", "-Wno-multichar",
+        "-std=c17", "-ffreestanding", "-fno-stack-protector", "-mno-stack-arg-probe", "-fno-ident",
+        "-fshort-wchar", "-mgeneral-regs-only", "-Wall", "-Wextra", "-Werror", "-Wno-multichar",
     ]
+
+    /// What these flags are for one architecture. x64 has unwind tables, since
+    /// Windows' images have them; x86 is compiled as Windows is: stdcall unless
+    /// something else is said, with frames, and with room to patch.
+    static func windowsFlags(_ architecture: Architecture) -> [String] {
+        switch architecture {
+        case .x64: ["--target=x86_64-pc-windows-msvc", "-fasynchronous-unwind-tables", "-mno-red-zone"] + windowsFlags
+        case .x86, .x86PAE:
+            ["--target=i686-pc-windows-msvc", "-mrtd", "-fno-omit-frame-pointer", "-fms-hotpatch"]
+                + windowsFlags + (architecture == .x86PAE ? ["-DVIGIL_PAE"] : [])
+        }
+    }
 
     static let loaderFlags = [
         "--target=x86_64-unknown-none-elf", "-std=c17", "-ffreestanding", "-fno-pic",
@@ -33,7 +43,7 @@ struct GuestBuild {
     static let agents = ["heartbeat", "ptfilter"]
 
     /// Kernel sources that differ between the two shapes of re-entry; all
-    /// others are compiled once for each optimisation.
+    /// others are compiled once for each architecture and optimisation.
     static let shapedSources: Set = ["NtSetSystemPowerState.c", "reentry.c", "variant.c"]
 
     /// Linked last, and made as large as the rules for `.text` need.
@@ -57,24 +67,26 @@ struct GuestBuild {
 
     private func buildGuest() async throws {
         let loader = try compileLoader()
-        let user = try compileUser()
+        let users = try [Architecture.x64, .x86].map { ($0, try compileUser($0)) }
         let kernel = try compileKernel()
         try await Command.runAll(
-            loader.commands + user.commands + kernel.commands, jobs: options.jobs)
+            loader.commands + users.flatMap(\.1.commands) + kernel.commands, jobs: options.jobs)
 
         try linkLoader(loader.objects)
-        try linkUser(user.objects)
+        for (architecture, user) in users { try linkUser(architecture, user.objects) }
         for variant in Variant.all {
-            try linkKernel(variant, kernel.objects(variant))
+            try linkKernel(variant, kernel.objects[variant] ?? [])
         }
     }
 
-    /// C and assembly files below a folder of the guest, in a fixed order.
-    private func sources(_ folder: String) throws -> [URL] {
+    /// C and assembly files below a folder of the guest, in a fixed order; of
+    /// what depends on the architecture, only its own.
+    private func sources(_ folder: String, _ architecture: Architecture = .x64) throws -> [URL] {
         let root = options.sources.appendingPathComponent(folder, isDirectory: true)
         let files = FileManager.default.enumerator(at: root, includingPropertiesForKeys: nil)
         let found = (files?.compactMap { $0 as? URL } ?? [])
             .filter { ["c", "S"].contains($0.pathExtension) }
+            .filter { !$0.path.contains("/arch/") || $0.path.contains("/arch/\(architecture.folder)/") }
             .sorted { $0.path < $1.path }
         guard !found.isEmpty else { throw BuildError.missingSources(root.path) }
         return found
@@ -96,10 +108,10 @@ struct GuestBuild {
 
 extension GuestBuild {
     private func compileAll(
-        _ folder: String, flags: [String]
+        _ folder: String, _ architecture: Architecture = .x64, flags: [String]
     ) throws -> (commands: [Command], objects: [URL]) {
-        let suffix = folder.replacingOccurrences(of: "/", with: "-")
-        let pairs = try sources(folder).map { compile($0, flags: flags, suffix: suffix) }
+        let suffix = folder.replacingOccurrences(of: "/", with: "-") + architecture.programSuffix
+        let pairs = try sources(folder, architecture).map { compile($0, flags: flags, suffix: suffix) }
         return (pairs.map(\.0), pairs.map(\.1))
     }
 
@@ -116,30 +128,49 @@ extension GuestBuild {
         ).run()
     }
 
-    private func compileUser() throws -> (commands: [Command], objects: [String: [URL]]) {
-        let ntdll = try compileAll("ntdll", flags: Self.windowsFlags + ["-O2"])
-        let app = try compileAll("app", flags: Self.windowsFlags + ["-O2"])
+    private func compileUser(
+        _ architecture: Architecture
+    ) throws -> (commands: [Command], objects: [String: [URL]]) {
+        let flags = Self.windowsFlags(architecture) + ["-O2"]
+        let ntdll = try compileAll("ntdll", architecture, flags: flags)
+        let app = try compileAll("app", architecture, flags: flags)
         return (
             ntdll.commands + app.commands, ["ntdll": ntdll.objects, "app": app.objects]
         )
     }
 
-    private func linkUser(_ user: [String: [URL]]) throws {
-        let library = objects.appendingPathComponent("ntdll.lib").path
+    private func linkUser(_ architecture: Architecture, _ user: [String: [URL]]) throws {
+        let suffix = architecture.programSuffix
+        let library = objects.appendingPathComponent("ntdll\(suffix).lib").path
+        let is64 = architecture == .x64
+        try link(
+            architecture, artifact("ntdll\(suffix).dll"), named: "ntdll.dll",
+            [
+                "/dll", "/noentry", "/base:\(is64 ? "0x180000000" : "0x10000000")", "/implib:\(library)",
+            ] + (user["ntdll"] ?? []).map(\.path))
+        try link(
+            architecture, artifact("app\(suffix).exe"), named: "app.exe",
+            [
+                "/subsystem:native", "/entry:ProgramEntry", "/base:\(is64 ? "0x140000000" : "0x400000")",
+                library,
+            ] + (user["app"] ?? []).map(\.path))
+    }
+
+    /// Links a PE image. Its export directory, and whoever imports from it, take its
+    /// name from the file that the linker writes; that is moved to its place then.
+    private func link(
+        _ architecture: Architecture, _ output: String, named name: String, _ arguments: [String]
+    ) throws {
+        let place = objects.appendingPathComponent(URL(fileURLWithPath: output).lastPathComponent + ".image")
+        let linked = place.appendingPathComponent(name)
+        try FileManager.default.createDirectory(at: place, withIntermediateDirectories: true)
         try Command(
             tool: toolchain.lldLink,
-            arguments: [
-                "/nologo", "/dll", "/noentry", "/nodefaultlib", "/base:0x180000000", "/Brepro",
-                "/out:\(artifact("ntdll.dll"))", "/implib:\(library)",
-            ] + (user["ntdll"] ?? []).map(\.path)
+            arguments: ["/nologo", "/nodefaultlib", "/Brepro", "/out:\(linked.path)"]
+                + (architecture == .x64 ? [] : ["/safeseh:no"]) + arguments
         ).run()
-        try Command(
-            tool: toolchain.lldLink,
-            arguments: [
-                "/nologo", "/subsystem:native", "/nodefaultlib", "/entry:ProgramEntry",
-                "/base:0x140000000", "/Brepro", "/out:\(artifact("app.exe"))", library,
-            ] + (user["app"] ?? []).map(\.path)
-        ).run()
+        try? FileManager.default.removeItem(atPath: output)
+        try FileManager.default.moveItem(atPath: linked.path, toPath: output)
     }
 }
 
@@ -170,40 +201,36 @@ extension GuestBuild {
     /// The objects of every variant, and the commands that make them.
     struct KernelObjects {
         var commands: [Command] = []
-        var shared: [Variant.Optimization: [URL]] = [:]
-        var shaped: [Variant: [URL]] = [:]
-
-        func objects(_ variant: Variant) -> [URL] {
-            (shared[variant.optimization] ?? []) + (shaped[variant] ?? [])
-        }
+        var objects: [Variant: [URL]] = [:]
     }
 
     private func flags(_ variant: Variant) -> [String] {
         let optimization = variant.optimization.rawValue
-        return Self.windowsFlags
-            + ["-\(optimization)", "-DVIGIL_OPTIMIZATION=\"\(optimization)\""]
+        let include = options.sources.appendingPathComponent("kernel/arch/\(variant.architecture.folder)/include")
+        return Self.windowsFlags(variant.architecture)
+            + ["-I\(include.path)", "-\(optimization)", "-DVIGIL_OPTIMIZATION=\"\(optimization)\""]
+            + ["-DVIGIL_VARIANT_PREFIX=\"\(variant.architecture.prefix)\""]
             + (variant.reentry == .deep ? ["-DVIGIL_REENTRY_DEEP"] : [])
     }
 
     private func compileKernel() throws -> KernelObjects {
         var kernel = KernelObjects()
-        let all = try sources("kernel").filter { $0.lastPathComponent != Self.paddingSource }
-
-        for optimization in Variant.Optimization.allCases {
-            let common = Variant(optimization: optimization, reentry: .direct)
-            for source in all where !Self.shapedSources.contains(source.lastPathComponent) {
-                let (command, object) = compile(
-                    source, flags: flags(common), suffix: optimization.rawValue)
+        for variant in Variant.all where variant.reentry == .direct {
+            let deep = Variant(architecture: variant.architecture, optimization: variant.optimization, reentry: .deep)
+            let all = try sources("kernel", variant.architecture)
+                .filter { $0.lastPathComponent != Self.paddingSource }
+            for source in all {
+                let isShaped = Self.shapedSources.contains(source.lastPathComponent)
+                let (command, object) = compile(source, flags: flags(variant), suffix: variant.name)
                 kernel.commands.append(command)
-                kernel.shared[optimization, default: []].append(object)
-            }
-        }
-        for variant in Variant.all {
-            for source in all where Self.shapedSources.contains(source.lastPathComponent) {
-                let (command, object) = compile(
-                    source, flags: flags(variant), suffix: variant.imageName)
-                kernel.commands.append(command)
-                kernel.shaped[variant, default: []].append(object)
+                kernel.objects[variant, default: []].append(object)
+                guard isShaped else {
+                    kernel.objects[deep, default: []].append(object)
+                    continue
+                }
+                let (deepCommand, deepObject) = compile(source, flags: flags(deep), suffix: deep.name)
+                kernel.commands.append(deepCommand)
+                kernel.objects[deep, default: []].append(deepObject)
             }
         }
         return kernel
@@ -227,25 +254,17 @@ extension GuestBuild {
         let source = options.sources.appendingPathComponent("kernel/\(Self.paddingSource)")
         let (command, object) = compile(
             source, flags: flags(variant) + ["-DVIGIL_TEXT_PADDING=\(padding)"],
-            suffix: variant.imageName)
+            suffix: variant.name)
         try command.run()
         let exports = options.sources.appendingPathComponent("kernel/ntoskrnl.def").path
-        // The export directory takes the image's name from the file, and every kernel calls itself so.
-        let linked = object.deletingPathExtension().appendingPathExtension("image")
-            .appendingPathComponent("ntoskrnl.exe")
-        try FileManager.default.createDirectory(
-            at: linked.deletingLastPathComponent(), withIntermediateDirectories: true)
-        try Command(
-            tool: toolchain.lldLink,
-            arguments: [
-                "/nologo", "/subsystem:native", "/driver", "/nodefaultlib",
-                "/entry:KiSystemStartup", "/base:0x140000000", "/dynamicbase",
-                "/section:INIT,ERD", "/Brepro", "/def:\(exports)", "/noimplib",
-                "/out:\(linked.path)",
-            ] + (objects + [object]).map(\.path)
-        ).run()
-        let image = URL(fileURLWithPath: artifact(variant.imageName))
-        try? FileManager.default.removeItem(at: image)
-        try FileManager.default.moveItem(at: linked, to: image)
+        let is64 = variant.architecture == .x64
+        try link(
+            variant.architecture, artifact(variant.imageName), named: variant.architecture.kernelName,
+            [
+                "/subsystem:native", "/driver", "/entry:KiSystemStartup",
+                "/base:\(is64 ? "0x140000000" : "0x400000")", "/dynamicbase", "/section:INIT,ERD",
+                "/def:\(exports)", "/noimplib", "/map:\(artifact(variant.mapName))",
+            ] + (is64 ? [] : ["/export:KeServiceDescriptorTable,DATA"])
+                + (objects + [object]).map(\.path))
     }
 }

@@ -33,8 +33,8 @@ struct PortableImage {
         }
 
         let header = try integer(0x3C, 4)
-        guard try integer(header, 4) == 0x4550, try integer(header + 24, 2) == 0x20B else {
-            throw BuildError.badImage(file: url.path, reason: "not a PE32+ image")
+        guard try integer(header, 4) == 0x4550, try [0x10B, 0x20B].contains(integer(header + 24, 2)) else {
+            throw BuildError.badImage(file: url.path, reason: "not a PE image")
         }
         imageSize = try integer(header + 80, 4)
         let table = try header + 24 + integer(header + 20, 2)

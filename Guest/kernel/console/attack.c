@@ -13,22 +13,20 @@
 #define UNUSED_SERVICE 0x26
 #define OTHER_SERVICE 0x25
 #define HOOK_SIZE 5
-#define REGION_BASE 0x500000000ull // nothing of a process is there
-#define DATA_BASE 0x600000000ull
 
 extern NTSTATUS NtNotImplemented0(void);
 
-static ULONG64 ConWindow;
+static ULONG_PTR ConWindow;
 
 // The image's frames are mapped nowhere else and its code is read-only: who
 // wants to write there maps the frame once more, and should take that mapping
 // away again with ConDropAlias.
-static volatile UCHAR *ConAlias(ULONG64 Address)
+static volatile UCHAR *ConAlias(ULONG_PTR Address)
 {
     if (!ConWindow)
         ConWindow = MmReserveSystemPages(PAGE_SIZE);
     MmMapPage(MiSystemRoot(), ConWindow,
-              (MmGetPhysicalAddress(MiSystemRoot(), Address) & PTE_FRAME) | MM_KERNEL_RW);
+              ((MMPTE)MmGetPhysicalAddress(MiSystemRoot(), Address) & PTE_FRAME) | MM_KERNEL_RW);
     return (volatile UCHAR *)ConWindow + (Address & (PAGE_SIZE - 1));
 }
 
@@ -48,7 +46,7 @@ static PEPROCESS ConProgram(void)
 }
 
 // A byte of the program's memory, wherever its frame is.
-static volatile UCHAR *ConProgramByte(ULONG64 Address)
+static volatile UCHAR *ConProgramByte(ULONG_PTR Address)
 {
     ULONG64 Physical = MmGetPhysicalAddress(ConProgram()->Pcb.DirectoryTableBase, Address);
     if (Physical == ~0ull)
@@ -59,38 +57,38 @@ static volatile UCHAR *ConProgramByte(ULONG64 Address)
 // Each is called with what it is not already: on after off, off after on. Each
 // returns the address that it changed.
 
-static ULONG64 ConAttackCode(BOOLEAN On)
+static ULONG_PTR ConAttackCode(BOOLEAN On)
 {
     static UCHAR Original;
-    volatile UCHAR *Byte = ConAlias((ULONG64)NtNotImplemented0);
+    volatile UCHAR *Byte = ConAlias((ULONG_PTR)NtNotImplemented0);
     if (On)
         Original = *Byte;
     *Byte = On ? Original ^ 0xFF : Original;
     ConDropAlias();
-    return (ULONG64)NtNotImplemented0;
+    return (ULONG_PTR)NtNotImplemented0;
 }
 
-static ULONG64 ConNearCode(BOOLEAN On)
+static ULONG_PTR ConNearCode(BOOLEAN On)
 {
     (void)On;
     static volatile UCHAR Code; // data of the kernel's, in the image as the code is
     Code ^= 0xFF;
-    return (ULONG64)&Code;
+    return (ULONG_PTR)&Code;
 }
 
 // The page gets another frame, with the same contents.
-static ULONG64 ConAttackTranslation(BOOLEAN On)
+static ULONG_PTR ConAttackTranslation(BOOLEAN On)
 {
-    static ULONG64 Original;
-    ULONG64 Page = (ULONG64)NtNotImplemented0 & ~(PAGE_SIZE - 1);
-    volatile ULONG64 *Pte = MmFindPte(MiSystemRoot(), Page, FALSE);
+    static MMPTE Original;
+    ULONG_PTR Page = (ULONG_PTR)NtNotImplemented0 & ~(PAGE_SIZE - 1);
+    volatile MMPTE *Pte = MmFindPte(MiSystemRoot(), Page, FALSE);
     if (On) {
         ULONG64 Frame = MmAllocateFrame();
         if (!Frame)
             return 0;
         RtlCopyMemory(MmPhysicalToVirtual(Frame), (PVOID)Page, PAGE_SIZE);
         Original = *Pte;
-        *Pte = (Original & ~PTE_FRAME) | Frame;
+        *Pte = (Original & ~PTE_FRAME) | (MMPTE)Frame;
         KeFlushSingleTb(Page);
     } else {
         ULONG64 Frame = *Pte & PTE_FRAME;
@@ -102,64 +100,64 @@ static ULONG64 ConAttackTranslation(BOOLEAN On)
 }
 
 // The processor forgets that it used the page; it will note it again.
-static ULONG64 ConNearTranslation(BOOLEAN On)
+static ULONG_PTR ConNearTranslation(BOOLEAN On)
 {
-    ULONG64 Page = (ULONG64)NtNotImplemented0 & ~(PAGE_SIZE - 1);
-    ULONG64 *Pte = MmFindPte(MiSystemRoot(), Page, FALSE);
+    ULONG_PTR Page = (ULONG_PTR)NtNotImplemented0 & ~(PAGE_SIZE - 1);
+    MMPTE *Pte = MmFindPte(MiSystemRoot(), Page, FALSE);
     if (On)
-        __atomic_and_fetch(Pte, ~0x60ull, __ATOMIC_SEQ_CST);
+        __atomic_and_fetch(Pte, ~(MMPTE)0x60, __ATOMIC_SEQ_CST);
     else
-        __atomic_or_fetch(Pte, 0x60ull, __ATOMIC_SEQ_CST);
+        __atomic_or_fetch(Pte, (MMPTE)0x60, __ATOMIC_SEQ_CST);
     KeFlushSingleTb(Page);
     return Page;
 }
 
-static ULONG64 ConAttackIdt(BOOLEAN On)
+static ULONG_PTR ConAttackIdt(BOOLEAN On)
 {
     KI_PROCESSOR *Processor = KiProcessors[(ULONG)KeNumberProcessors - 1];
-    volatile KIDTENTRY64 *Gate = &Processor->Idt[UNUSED_VECTOR];
+    volatile KIDTENTRY *Gate = &Processor->Idt[UNUSED_VECTOR];
     static USHORT Original;
     if (On)
         Original = Gate->OffsetLow;
     Gate->OffsetLow = On ? Original ^ 0x10 : Original;
-    return (ULONG64)Gate;
+    return (ULONG_PTR)Gate;
 }
 
 // What the processor keeps right behind its table.
-static ULONG64 ConNearIdt(BOOLEAN On)
+static ULONG_PTR ConNearIdt(BOOLEAN On)
 {
     KI_PROCESSOR *Processor = KiProcessors[(ULONG)KeNumberProcessors - 1];
     (void)On;
     Processor->IstStacks[0][0] ^= 0xFF;
-    return (ULONG64)&Processor->IstStacks[0][0];
+    return (ULONG_PTR)&Processor->IstStacks[0][0];
 }
 
-static ULONG64 ConAttackService(BOOLEAN On)
+static ULONG_PTR ConAttackService(BOOLEAN On)
 {
     static LONG Original;
-    volatile LONG *Entry = (volatile LONG *)ConAlias((ULONG64)&KiServiceTable[UNUSED_SERVICE]);
+    volatile LONG *Entry = (volatile LONG *)ConAlias((ULONG_PTR)&KiServiceTable[UNUSED_SERVICE]);
     if (On)
         Original = *Entry;
     *Entry = On ? ((volatile LONG *)KiServiceTable)[OTHER_SERVICE] : Original;
     ConDropAlias();
-    return (ULONG64)&KiServiceTable[UNUSED_SERVICE];
+    return (ULONG_PTR)&KiServiceTable[UNUSED_SERVICE];
 }
 
 // A variable that holds a service's address.
-static ULONG64 ConNearService(BOOLEAN On)
+static ULONG_PTR ConNearService(BOOLEAN On)
 {
     static volatile LONG Entry;
     (void)On;
     Entry ^= ((volatile LONG *)KiServiceTable)[OTHER_SERVICE];
-    return (ULONG64)&Entry;
+    return (ULONG_PTR)&Entry;
 }
 
-static ULONG64 ConAttackNtdll(BOOLEAN On)
+static ULONG_PTR ConAttackNtdll(BOOLEAN On)
 {
     static UCHAR Original[HOOK_SIZE];
     static const UCHAR Hook[HOOK_SIZE] = {0xE9, 0xF0, 0xFF, 0xFF, 0x7F}; // jmp, far away
     const void *File = MmPhysicalToVirtual(MiBootBlock->modules[1].base);
-    ULONG64 Address = PspUserLayout.NtdllBase +
+    ULONG_PTR Address = PspUserLayout.NtdllBase +
                       MiFindFileExport(File, MiBootBlock->modules[1].size, "NtOpenProcess");
     for (ULONG i = 0; i < HOOK_SIZE; i++) {
         volatile UCHAR *Byte = ConProgramByte(Address + i);
@@ -171,22 +169,22 @@ static ULONG64 ConAttackNtdll(BOOLEAN On)
 }
 
 // The end of the page that holds the program's PEB.
-static ULONG64 ConNearNtdll(BOOLEAN On)
+static ULONG_PTR ConNearNtdll(BOOLEAN On)
 {
-    ULONG64 Address = (ULONG64)ConProgram()->Peb + PAGE_SIZE - 1;
+    ULONG_PTR Address = (ULONG_PTR)ConProgram()->Peb + PAGE_SIZE - 1;
     (void)On;
     *ConProgramByte(Address) ^= 0xFF;
     return Address;
 }
 
-static ULONG64 ConSwitchRegion(BOOLEAN On, ULONG64 Address, ULONG64 Rights)
+static ULONG_PTR ConSwitchRegion(BOOLEAN On, ULONG_PTR Address, MMPTE Rights)
 {
-    ULONG64 Root = ConProgram()->Pcb.DirectoryTableBase;
+    ULONG_PTR Root = ConProgram()->Pcb.DirectoryTableBase;
     if (On) {
         MmAllocateUserPages(Root, Address, 2 * PAGE_SIZE, Rights);
         return Address;
     }
-    for (ULONG64 At = Address; At < Address + 2 * PAGE_SIZE; At += PAGE_SIZE) {
+    for (ULONG_PTR At = Address; At < Address + 2 * PAGE_SIZE; At += PAGE_SIZE) {
         ULONG64 Frame = MmGetPhysicalAddress(Root, At);
         MmUnmapPage(Root, At);
         MmFreeFrame(Frame);
@@ -194,19 +192,19 @@ static ULONG64 ConSwitchRegion(BOOLEAN On, ULONG64 Address, ULONG64 Rights)
     return Address;
 }
 
-static ULONG64 ConAttackRegion(BOOLEAN On)
+static ULONG_PTR ConAttackRegion(BOOLEAN On)
 {
-    return ConSwitchRegion(On, REGION_BASE, MM_USER_RX);
+    return ConSwitchRegion(On, PSP_UNUSED_REGION, MM_USER_RX);
 }
 
-static ULONG64 ConNearRegion(BOOLEAN On)
+static ULONG_PTR ConNearRegion(BOOLEAN On)
 {
-    return ConSwitchRegion(On, DATA_BASE, MM_USER_RW);
+    return ConSwitchRegion(On, PSP_OTHER_UNUSED_REGION, MM_USER_RW);
 }
 
 typedef struct {
     const CHAR *Name;
-    ULONG64 (*Switch[2])(BOOLEAN On); // the attack, and what looks like it
+    ULONG_PTR (*Switch[2])(BOOLEAN On); // the attack, and what looks like it
     BOOLEAN On[2];
 } CONSOLE_ATTACK;
 
@@ -234,13 +232,14 @@ static void ConSwitchAttack(CONSOLE_COMMAND *Command, ULONG Which)
             ConAnswer(&Command->Tag, "error it is so already");
             return;
         }
-        ULONG64 Address = Attack->Switch[Which](On);
+        ULONG_PTR Address = Attack->Switch[Which](On);
         if (!Address) {
             ConAnswer(&Command->Tag, "error no memory");
             return;
         }
         Attack->On[Which] = On;
-        ConAnswer(&Command->Tag, "ok %s=%s address=0x%llx", Attack->Name, On ? "on" : "off", Address);
+        ConAnswer(&Command->Tag, "ok %s=%s address=0x%llx", Attack->Name, On ? "on" : "off",
+                  (ULONG64)Address);
         return;
     }
     ConAnswer(&Command->Tag, "error nothing is called %s", Command->Words[1]);

@@ -1,2 +1,6 @@
 // The kernel's copy: see the included file.
-#include "../../common/checkedcall.inc"
+#ifdef __x86_64__
+#include "../../common/checkedcall-x64.inc"
+#else
+#include "../../common/checkedcall-x86.inc"
+#endif

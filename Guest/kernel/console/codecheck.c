@@ -20,7 +20,7 @@ static ULONG ConCodeCount;
 
 void ConRecordCode(void)
 {
-    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    ULONG_PTR Base = MiBootBlock->kernelVirtualBase;
     const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
     const PE_SECTION *Section = PeSections(Headers);
 
@@ -39,9 +39,9 @@ void ConRecordCode(void)
     }
 }
 
-BOOLEAN ConIsConstant(ULONG64 Address)
+BOOLEAN ConIsConstant(ULONG_PTR Address)
 {
-    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    ULONG_PTR Base = MiBootBlock->kernelVirtualBase;
     const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
     const PE_SECTION *Section = PeSections(Headers);
     for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
@@ -75,10 +75,10 @@ void ConCheckCode(CONSOLE_COMMAND *Command)
     SIZE_T At, Bytes = 0;
     const CODE_RECORD *Found = ConFindDifference(&At);
     if (Found) {
-        ConAnswer(&Command->Tag, "error modified section=%s offset=0x%llx", Found->Name, At);
+        ConAnswer(&Command->Tag, "error modified section=%s offset=0x%llx", Found->Name, (ULONG64)At);
         return;
     }
     for (ULONG i = 0; i < ConCodeCount; i++)
         Bytes += ConCode[i].Size;
-    ConAnswer(&Command->Tag, "ok clean bytes=%llu", Bytes);
+    ConAnswer(&Command->Tag, "ok clean bytes=%llu", (ULONG64)Bytes);
 }

@@ -6,6 +6,7 @@
 #include "../include/mm.h"
 #include "../include/po.h"
 #include "../include/rtl.h"
+#include "../../common/build.h"
 
 typedef struct {
     const CHAR *Name;
@@ -45,7 +46,7 @@ static void ConPing(CONSOLE_COMMAND *Command)
 
 static void ConVersion(CONSOLE_COMMAND *Command)
 {
-    ConAnswer(&Command->Tag, "ok variant=%s build=%u", ConVariant, 19045);
+    ConAnswer(&Command->Tag, "ok variant=%s build=%u", ConVariant, NT_BUILD);
 }
 
 static void ConPower(CONSOLE_COMMAND *Command)
@@ -59,6 +60,7 @@ static void ConPower(CONSOLE_COMMAND *Command)
         {"kernel-direct", WorkKernel, WorkPowerDirect},
         {"user", WorkPrivileged, WorkPower},
         {"unprivileged", WorkUnprivileged, WorkPower},
+        {"user-interrupt", WorkPrivileged, WorkPowerInterrupt},
     };
     ULONG64 Action, State, Flags;
 
@@ -66,7 +68,8 @@ static void ConPower(CONSOLE_COMMAND *Command)
         !ConNumber(Command, 3, 0xFFFFFFFF, &State) || !ConNumber(Command, 4, 0xFFFFFFFF, &Flags))
         return;
     for (ULONG i = 0; i < ARRAY_COUNT(Callers); i++) {
-        if (RtlStringEqual(Command->Words[1], Callers[i].Who)) {
+        if (RtlStringEqual(Command->Words[1], Callers[i].Who) &&
+            (Callers[i].Kind != WorkPowerInterrupt || KI_HAS_SERVICE_INTERRUPT)) {
             ConQueue(Command, Callers[i].Role, Callers[i].Kind, Action, State, Flags);
             return;
         }
@@ -145,18 +148,22 @@ static void ConRemap(CONSOLE_COMMAND *Command)
 
 static void ConMove(CONSOLE_COMMAND *Command)
 {
-    ULONG64 Address, New, Old;
+    ULONG_PTR Address;
+    ULONG64 Number, New, Old;
 
-    if (!ConFindSymbol(Command->Words[1], &Address) && !ConNumber(Command, 1, ~0ull, &Address))
-        return;
-    Address &= ~(PAGE_SIZE - 1);
+    if (!ConFindSymbol(Command->Words[1], &Address)) {
+        if (!ConNumber(Command, 1, ~(ULONG_PTR)0, &Number))
+            return;
+        Address = (ULONG_PTR)Number;
+    }
+    Address = PAGE_OF(Address);
     if (!ConIsConstant(Address)) {
-        ConAnswer(&Command->Tag, "error not a page of code or constants: 0x%llx", Address);
+        ConAnswer(&Command->Tag, "error not a page of code or constants: 0x%llx", (ULONG64)Address);
         return;
     }
     Old = MmMoveConstantPage(Address, &New);
     if (Old)
-        ConAnswer(&Command->Tag, "ok page=0x%llx old=0x%llx new=0x%llx", Address, Old, New);
+        ConAnswer(&Command->Tag, "ok page=0x%llx old=0x%llx new=0x%llx", (ULONG64)Address, Old, New);
     else
         ConAnswer(&Command->Tag, "error not moved");
 }

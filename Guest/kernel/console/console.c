@@ -4,6 +4,7 @@
 #include "../include/hal.h"
 #include "../include/ps.h"
 #include "../include/rtl.h"
+#include "../../common/build.h"
 
 // One line at a time on the wire, whichever thread it comes from.
 static KEVENT ConLineFree;
@@ -88,7 +89,7 @@ static void ConThread(PVOID Context)
     BOOLEAN Overlong = FALSE;
     (void)Context;
 
-    ConPrint("Vigil guest ready variant=%s build=%u", ConVariant, 19045);
+    ConPrint("Vigil guest ready variant=%s build=%u", ConVariant, NT_BUILD);
     for (;;) {
         LONG Byte = HalSerialRead();
         if (Byte < 0) {

@@ -18,14 +18,14 @@ static KEVENT ConLoadEvents[LoadKinds];
 static void ConPageLoad(PVOID Context)
 {
     LARGE_INTEGER Breath = {.QuadPart = -10000};
-    ULONG64 Window = MmReserveSystemPages(WINDOW_PAGES * PAGE_SIZE);
+    ULONG_PTR Window = MmReserveSystemPages(WINDOW_PAGES * PAGE_SIZE);
     ULONG64 Frames[WINDOW_PAGES] = {0};
     (void)Context;
 
     for (ULONG64 Round = 1;; Round++) {
         KeWaitForSingleObject(&ConLoadEvents[LoadPages], 0, KernelMode, FALSE, NULL);
-        for (ULONG64 Page = 0; Page < WINDOW_PAGES; Page++) {
-            ULONG64 Address = Window + Page * PAGE_SIZE;
+        for (ULONG Page = 0; Page < WINDOW_PAGES; Page++) {
+            ULONG_PTR Address = Window + Page * PAGE_SIZE;
             if (Frames[Page]) {
                 MmUnmapPage(MiSystemRoot(), Address);
                 MmFreeFrame(Frames[Page]);
@@ -34,23 +34,23 @@ static void ConPageLoad(PVOID Context)
             ULONG64 Frame = Frames[Page] = MmAllocateFrame();
             if (!Frame)
                 continue;
-            MmMapPage(MiSystemRoot(), Address, Frame | MM_KERNEL_RW);
+            MmMapPage(MiSystemRoot(), Address, (MMPTE)Frame | MM_KERNEL_RW);
             *(volatile ULONG64 *)Address = Round << 8 | Page;
             if (*(volatile ULONG64 *)MmPhysicalToVirtual(Frame) != (Round << 8 | Page))
-                KeBugCheckEx(MEMORY_MANAGEMENT, 0x56470001, Address, Frame, Round);
+                KeBugCheckEx(MEMORY_MANAGEMENT, 0x56470001, Address, (ULONG_PTR)Frame, (ULONG_PTR)Round);
         }
         KeDelayExecutionThread(KernelMode, FALSE, &Breath);
     }
 }
 
 // As fast as it goes: two entries written a round, and all processors told once.
-ULONG64 ConRemapPage(ULONG64 Address, ULONG64 Rounds)
+ULONG64 ConRemapPage(ULONG_PTR Address, ULONG64 Rounds)
 {
     ULONG64 Frame = MmAllocateFrame(), Start = KeQueryInterruptTime();
     if (!Frame)
         return 0;
     for (ULONG64 Round = 0; Round < Rounds; Round++) {
-        MmMapPage(MiSystemRoot(), Address, Frame | MM_KERNEL_RW);
+        MmMapPage(MiSystemRoot(), Address, (MMPTE)Frame | MM_KERNEL_RW);
         *(volatile ULONG64 *)Address = Round;
         MmUnmapPage(MiSystemRoot(), Address);
     }

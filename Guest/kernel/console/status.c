@@ -22,7 +22,7 @@ void ConProcessors(CONSOLE_COMMAND *Command)
     for (ULONG i = 0; i < (ULONG)KeNumberProcessors; i++) {
         const KI_PROCESSOR *Processor = KiProcessors[i];
         ConPrint("  processor=%u apic=%u kpcr=0x%llx idt=0x%llx", i, Processor->Pcr.Prcb.ApicId,
-                 (ULONG64)&Processor->Pcr, (ULONG64)Processor->Idt);
+                 (ULONG64)(ULONG_PTR)&Processor->Pcr, (ULONG64)(ULONG_PTR)Processor->Idt);
     }
     ConAnswer(&Command->Tag, "ok count=%u", (ULONG)KeNumberProcessors);
 }

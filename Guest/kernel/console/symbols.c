@@ -9,26 +9,24 @@
 #include "../include/rtl.h"
 #include "../../common/pe.h"
 
-extern UCHAR KiSystemServiceStart[], KiSystemServiceRepeat[], KiSystemServiceExit[],
-    KiServiceInternal[], KiServiceLinkage[], KiPageFault[];
 extern ULONG NtBuildNumber;
 
 // The end of a section's last page; 0: there is none of that name.
-static ULONG64 ConSectionEnd(const CHAR *Name)
+static ULONG_PTR ConSectionEnd(const CHAR *Name)
 {
-    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    ULONG_PTR Base = MiBootBlock->kernelVirtualBase;
     const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
     const PE_SECTION *Section = PeSections(Headers);
     for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
         if (!memcmp(Section->name, Name, RtlStringLength(Name) + 1))
-            return Base + PAGE_ALIGN_UP((ULONG64)Section->virtualAddress + Section->virtualSize);
+            return Base + PAGE_ALIGN_UP((ULONG_PTR)Section->virtualAddress + Section->virtualSize);
     }
     return 0;
 }
 
 typedef struct {
     const CHAR *Name;
-    ULONG64 Value;
+    ULONG_PTR Value;
 } SYMBOL;
 
 // Calls back with each symbol until one call answers TRUE.
@@ -36,39 +34,33 @@ static BOOLEAN ConEachSymbol(BOOLEAN (*Visit)(const SYMBOL *Symbol, PVOID Contex
 {
     // KPCR and IDT are the boot processor's.
     const SYMBOL Symbols[] = {
-        {"ImageBase", MiBootBlock->kernelVirtualBase},
-        {"ImageSize", MiBootBlock->kernelImageSize},
-        {"ImagePhysicalBase", MiBootBlock->kernelPhysicalBase},
+        {"ImageBase", (ULONG_PTR)MiBootBlock->kernelVirtualBase},
+        {"ImageSize", (ULONG_PTR)MiBootBlock->kernelImageSize},
+        {"ImagePhysicalBase", (ULONG_PTR)MiBootBlock->kernelPhysicalBase},
         {"DirectoryTableBase", MiSystemRoot()},
-        {"PteBase", 0xFFFF000000000000ull | MiBootBlock->selfMapIndex << 39},
-        {"NtSetSystemPowerState", (ULONG64)NtSetSystemPowerState},
-        {"ZwSetSystemPowerState", (ULONG64)ZwSetSystemPowerState},
+        {"PteBase", MM_PTE_BASE},
+        {"NtSetSystemPowerState", (ULONG_PTR)NtSetSystemPowerState},
+        {"ZwSetSystemPowerState", (ULONG_PTR)ZwSetSystemPowerState},
         {"TextEnd", ConSectionEnd(".text")},
-        {"KiSystemCall64", (ULONG64)KiSystemCall64},
-        {"KiSystemServiceStart", (ULONG64)KiSystemServiceStart},
-        {"KiSystemServiceRepeat", (ULONG64)KiSystemServiceRepeat},
-        {"KiSystemServiceCopyEnd", (ULONG64)KiSystemServiceCopyEnd},
-        {"KiSystemServiceExit", (ULONG64)KiSystemServiceExit},
-        {"KiServiceInternal", (ULONG64)KiServiceInternal},
-        {"KiServiceLinkage", (ULONG64)KiServiceLinkage},
-        {"KiServiceTable", (ULONG64)KiServiceTable},
-        {"KeServiceDescriptorTable", (ULONG64)KeServiceDescriptorTable},
-        {"KeServiceDescriptorTableShadow", (ULONG64)KeServiceDescriptorTableShadow},
-        {"KiPageFault", (ULONG64)KiPageFault},
-        {"KeBugCheckEx", (ULONG64)KeBugCheckEx},
-        {"KeBugCheck2", (ULONG64)KeBugCheck2},
-        {"KeDelayExecutionThread", (ULONG64)KeDelayExecutionThread},
-        {"MmMapPage", (ULONG64)MmMapPage},
-        {"MmUnmapPage", (ULONG64)MmUnmapPage},
-        {"MiWritePte", (ULONG64)MiWritePte},
-        {"MiExchangePte", (ULONG64)MiExchangePte},
-        {"MiChangePte", (ULONG64)MiChangePte},
-        {"NtBuildNumber", (ULONG64)&NtBuildNumber},
-        {"KPCR", (ULONG64)&KiProcessors[0]->Pcr},
-        {"IDT", (ULONG64)KiProcessors[0]->Idt},
-        {"PsInitialSystemProcess", (ULONG64)PsInitialSystemProcess},
-        {"PsActiveProcessHead", (ULONG64)&PsActiveProcessHead},
-        {"PsLoadedModuleList", (ULONG64)&PsLoadedModuleList},
+        KI_ARCHITECTURE_SYMBOLS
+        {"KiServiceTable", (ULONG_PTR)KiServiceTable},
+        {"KeServiceDescriptorTable", (ULONG_PTR)KeServiceDescriptorTable},
+        {"KeServiceDescriptorTableShadow", (ULONG_PTR)KeServiceDescriptorTableShadow},
+        {"KiPageFault", (ULONG_PTR)KiPageFault},
+        {"KeBugCheckEx", (ULONG_PTR)KeBugCheckEx},
+        {"KeBugCheck2", (ULONG_PTR)KeBugCheck2},
+        {"KeDelayExecutionThread", (ULONG_PTR)KeDelayExecutionThread},
+        {"MmMapPage", (ULONG_PTR)MmMapPage},
+        {"MmUnmapPage", (ULONG_PTR)MmUnmapPage},
+        {"MiWritePte", (ULONG_PTR)MiWritePte},
+        {"MiExchangePte", (ULONG_PTR)MiExchangePte},
+        {"MiChangePte", (ULONG_PTR)MiChangePte},
+        {"NtBuildNumber", (ULONG_PTR)&NtBuildNumber},
+        {"KPCR", (ULONG_PTR)&KiProcessors[0]->Pcr},
+        {"IDT", (ULONG_PTR)KiProcessors[0]->Idt},
+        {"PsInitialSystemProcess", (ULONG_PTR)PsInitialSystemProcess},
+        {"PsActiveProcessHead", (ULONG_PTR)&PsActiveProcessHead},
+        {"PsLoadedModuleList", (ULONG_PTR)&PsLoadedModuleList},
         {"NtdllBase", PspUserLayout.NtdllBase},
         {"NtdllSize", PspUserLayout.NtdllSize},
         {"ProgramBase", PspUserLayout.ProgramBase},
@@ -84,7 +76,7 @@ static BOOLEAN ConEachSymbol(BOOLEAN (*Visit)(const SYMBOL *Symbol, PVOID Contex
 static BOOLEAN ConPrintSymbol(const SYMBOL *Symbol, PVOID Context)
 {
     (void)Context;
-    ConPrint("  %s 0x%llx", Symbol->Name, Symbol->Value);
+    ConPrint("  %s 0x%llx", Symbol->Name, (ULONG64)Symbol->Value);
     return FALSE;
 }
 
@@ -103,7 +95,7 @@ static BOOLEAN ConMatchSymbol(const SYMBOL *Symbol, PVOID Context)
     return TRUE;
 }
 
-BOOLEAN ConFindSymbol(const CHAR *Name, ULONG64 *Address)
+BOOLEAN ConFindSymbol(const CHAR *Name, ULONG_PTR *Address)
 {
     SYMBOL Sought = {.Name = Name};
     BOOLEAN Found = ConEachSymbol(ConMatchSymbol, &Sought);

@@ -6,7 +6,7 @@
 
 typedef struct {
     PETHREAD Thread;
-    ULONG64 Id;
+    ULONG_PTR Id;
     CHAR Name[sizeof((PETHREAD)0)->Name];
     UCHAR State;
 } THREAD_ROW;
@@ -23,7 +23,7 @@ static BOOLEAN ConThreadAt(PEPROCESS Process, ULONG Place, THREAD_ROW *Row)
         if (Place-- == 0) {
             PETHREAD Thread = CONTAINING_RECORD(Link, ETHREAD, ThreadListEntry);
             Row->Thread = Thread;
-            Row->Id = (ULONG64)Thread->Cid.UniqueThread;
+            Row->Id = (ULONG_PTR)Thread->Cid.UniqueThread;
             Row->State = Thread->Tcb.State;
             RtlStringCopy(Row->Name, sizeof Row->Name, Thread->Name);
             Found = TRUE;
@@ -42,12 +42,14 @@ void ConThreads(CONSOLE_COMMAND *Command)
          Link = Link->Flink) {
         PEPROCESS Process = CONTAINING_RECORD(Link, EPROCESS, ActiveProcessLinks);
         ConPrint("  process=%llu name=%s address=0x%llx cr3=0x%llx peb=0x%llx",
-                 (ULONG64)Process->UniqueProcessId, Process->ImageFileName, (ULONG64)Process,
-                 Process->Pcb.DirectoryTableBase, (ULONG64)Process->Peb);
+                 (ULONG64)(ULONG_PTR)Process->UniqueProcessId, Process->ImageFileName,
+                 (ULONG64)(ULONG_PTR)Process, (ULONG64)Process->Pcb.DirectoryTableBase,
+                 (ULONG64)(ULONG_PTR)Process->Peb);
         THREAD_ROW Row;
         for (ULONG Place = 0; ConThreadAt(Process, Place, &Row); Place++)
-            ConPrint("  thread=%llu process=%llu name=%s address=0x%llx state=%s", Row.Id,
-                     (ULONG64)Process->UniqueProcessId, Row.Name, (ULONG64)Row.Thread,
+            ConPrint("  thread=%llu process=%llu name=%s address=0x%llx state=%s",
+                     (ULONG64)Row.Id, (ULONG64)(ULONG_PTR)Process->UniqueProcessId, Row.Name,
+                     (ULONG64)(ULONG_PTR)Row.Thread,
                      States[Row.State % ARRAY_COUNT(States)]);
     }
     ConAnswer(&Command->Tag, "ok");

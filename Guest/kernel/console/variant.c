@@ -9,4 +9,4 @@
 #define REENTRY "direct"
 #endif
 
-const CHAR *const ConVariant = VIGIL_OPTIMIZATION "-" REENTRY;
+const CHAR *const ConVariant = VIGIL_VARIANT_PREFIX VIGIL_OPTIMIZATION "-" REENTRY;

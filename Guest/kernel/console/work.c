@@ -56,8 +56,8 @@ static WORK_ITEM *ConTakeWork(WORK_ROLE Role)
     return Item;
 }
 
-// common/checkedcall.inc
-extern ULONG64 CheckedCall(PVOID Function, ULONG64 A, ULONG64 B, ULONG64 C);
+// common/checkedcall-*.inc
+extern ULONG64 CheckedCall(PVOID Function, ULONG_PTR A, ULONG_PTR B, ULONG_PTR C);
 
 static void ConFinishWork(WORK_ITEM *Item, ULONG64 Result)
 {
@@ -89,7 +89,7 @@ void ConAbandonWork(PETHREAD Thread)
 
 static void ConKernelWorker(PVOID Context)
 {
-    ULONG64 Page = MmReserveSystemPages(PAGE_SIZE);
+    ULONG_PTR Page = MmReserveSystemPages(PAGE_SIZE);
     (void)Context;
     for (;;) {
         WORK_ITEM *Item = ConTakeWork(WorkKernel);
@@ -125,14 +125,16 @@ void ConSetBusy(BOOLEAN Busy)
 }
 
 // From ring 3: hands back the result of the last command, waits for the next.
-NTSTATUS NtWaitForCommand(USER_COMMAND *Command, ULONG64 Result)
+NTSTATUS NtWaitForCommand(USER_COMMAND *Command, const ULONG64 *Result)
 {
     PETHREAD Thread = (PETHREAD)KiCurrentThread();
     USER_COMMAND Next = {0};
 
     if (Thread->Tcb.PreviousMode != UserMode ||
-        !MmIsUserRangeValid(PsGetCurrentProcess()->Pcb.DirectoryTableBase, (ULONG64)Command,
-                            sizeof *Command, TRUE))
+        !MmIsUserRangeValid(PsGetCurrentProcess()->Pcb.DirectoryTableBase, (ULONG_PTR)Command,
+                            sizeof *Command, TRUE) ||
+        !MmIsUserRangeValid(PsGetCurrentProcess()->Pcb.DirectoryTableBase, (ULONG_PTR)Result,
+                            sizeof *Result, FALSE))
         return STATUS_INVALID_PARAMETER;
 
     if (Thread->Role == WorkBusy) {
@@ -141,11 +143,13 @@ NTSTATUS NtWaitForCommand(USER_COMMAND *Command, ULONG64 Result)
         Next.arguments[0] = BUSY_CALLS;
     } else {
         if (Thread->Work)
-            ConFinishWork(Thread->Work, Result);
+            ConFinishWork(Thread->Work, *Result);
         Thread->Work = NULL;
         WORK_ITEM *Item = ConTakeWork(Thread->Role);
         Thread->Work = Item;
-        Next.kind = Item->Kind == WorkLoop ? USER_COMMAND_LOOP : USER_COMMAND_POWER;
+        Next.kind = Item->Kind == WorkLoop             ? USER_COMMAND_LOOP
+                    : Item->Kind == WorkPowerInterrupt ? USER_COMMAND_POWER_INTERRUPT
+                                                       : USER_COMMAND_POWER;
         RtlCopyMemory(Next.arguments, Item->Arguments, sizeof Next.arguments);
     }
     RtlCopyMemory(Command, &Next, sizeof Next);

@@ -48,7 +48,7 @@ static void HalpWriteApic(ULONG Register, ULONG Value)
 
 INIT_CODE void HalpMapLocalApic(void)
 {
-    ULONG64 Base = KiReadMsr(IA32_APIC_BASE) & PTE_FRAME;
+    MMPTE Base = (MMPTE)KiReadMsr(IA32_APIC_BASE) & PTE_FRAME;
     MmMapPage(MiSystemRoot(), MM_LOCAL_APIC_VA, Base | MM_KERNEL_RW | PTE_CACHE_DISABLE);
 }
 
@@ -94,7 +94,7 @@ void HalpEndApicInterrupt(void)
 // interrupt that sends one of its own.
 static void HalpSendCommand(UCHAR ApicId, ULONG Command)
 {
-    ULONG64 Flags = KiReadFlags();
+    ULONG_PTR Flags = KiReadFlags();
     KiDisableInterrupts();
     HalpWriteApic(APIC_COMMAND_HIGH, (ULONG)ApicId << 24);
     HalpWriteApic(APIC_COMMAND_LOW, Command);

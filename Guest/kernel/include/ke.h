@@ -4,7 +4,7 @@
 #define VIGIL_KE_H
 
 #include "ntdef.h"
-#include "offsets.h"
+#include "offsets.h" // of the architecture: arch/*/include
 #include "../../common/bootblock.h"
 
 #define PASSIVE_LEVEL 0
@@ -34,205 +34,22 @@ typedef struct {
     LONG Limit;
 } KSEMAPHORE, *PKSEMAPHORE;
 
-typedef struct {
-    DISPATCHER_HEADER Header;            // 0x000
-    LIST_ENTRY ProfileListHead;          // 0x018
-    ULONG_PTR DirectoryTableBase;        // 0x028
-    LIST_ENTRY ThreadListHead;           // 0x030
-    UCHAR Reserved040[0x438 - 0x040];
-} KPROCESS, *PKPROCESS;
-FIELD_AT(KPROCESS, DirectoryTableBase, KPROCESS_DirectoryTableBase);
-
-typedef struct _KTRAP_FRAME {
-    ULONG64 P1Home, P2Home, P3Home, P4Home, P5; // 0x000
-    CHAR PreviousMode;                          // 0x028
-    UCHAR PreviousIrql, FaultIndicator, ExceptionActive;
-    ULONG MxCsr;                                // 0x02C
-    ULONG64 Rax, Rcx, Rdx, R8, R9, R10, R11;    // 0x030
-    ULONG64 GsBase;                             // 0x068
-    ULONG64 Xmm[12];                            // 0x070
-    ULONG64 FaultAddress;                       // 0x0D0
-    ULONG64 DebugState[12];                     // 0x0D8
-    ULONG64 TrapFrame;                          // 0x138
-    ULONG64 Rbx, Rdi, Rsi, Rbp;                 // 0x140
-    ULONG64 ErrorCode, Rip;                     // 0x160
-    USHORT SegCs;                               // 0x170
-    USHORT Fill0[3];
-    ULONG EFlags, Fill1;                        // 0x178
-    ULONG64 Rsp;                                // 0x180
-    USHORT SegSs, Fill2[3];                     // 0x188
-} KTRAP_FRAME, *PKTRAP_FRAME;
-FIELD_AT(KTRAP_FRAME, PreviousMode, KTRAP_FRAME_PreviousMode);
-FIELD_AT(KTRAP_FRAME, FaultAddress, KTRAP_FRAME_FaultAddress);
-FIELD_AT(KTRAP_FRAME, TrapFrame, KTRAP_FRAME_TrapFrame);
-FIELD_AT(KTRAP_FRAME, Rbx, KTRAP_FRAME_Rbx);
-FIELD_AT(KTRAP_FRAME, Rip, KTRAP_FRAME_Rip);
-FIELD_AT(KTRAP_FRAME, EFlags, KTRAP_FRAME_EFlags);
-C_ASSERT(sizeof(KTRAP_FRAME) == KTRAP_FRAME_Size);
-
-typedef struct _KTHREAD {
-    DISPATCHER_HEADER Header;      // 0x000
-    PVOID SListFaultAddress;       // 0x018
-    ULONG64 QuantumTarget;         // 0x020, in clock ticks
-    PVOID InitialStack;            // 0x028
-    PVOID StackLimit, StackBase;   // 0x030
-    ULONG64 ThreadLock;            // 0x040
-    ULONG64 CycleTime;             // 0x048
-    ULONG CurrentRunTime, ExpectedRunTime;
-    PVOID KernelStack;             // 0x058
-    PVOID StateSaveArea;           // 0x060
-    PVOID SchedulingGroup;         // 0x068
-    UCHAR WaitRegister, RunningNow, Alerted[2];
-    ULONG MiscFlags;               // 0x074
-    ULONG ThreadFlags;             // 0x078
-    ULONG Reserved07C;
-    ULONG SystemCallNumber;        // 0x080
-    ULONG ReadyTime;
-    PVOID FirstArgument;           // 0x088
-    PKTRAP_FRAME TrapFrame;        // 0x090
-    struct {
-        LIST_ENTRY ApcListHead[2]; // 0x098
-        PKPROCESS Process;         // 0x0B8
-        UCHAR InProgressFlags, KernelApcPending, UserApcPending;
-        SCHAR Priority;            // 0x0C3
-        ULONG UserIdealProcessor;
-    } ApcState;
-    LONG_PTR WaitStatus;           // 0x0C8
-    DISPATCHER_HEADER *WaitObject; // 0x0D0
-    LIST_ENTRY WaitListEntry;      // 0x0D8, in the ready list or an object's
-    PVOID Queue;                   // 0x0E8
-    PVOID Teb;                     // 0x0F0
-    ULONG64 DueTime;               // 0x0F8, interrupt time; 0: none
-    LIST_ENTRY TimerListEntry;     // 0x100
-    UCHAR Reserved110[0x184 - 0x110];
-    UCHAR State;                   // 0x184
-    UCHAR Reserved185[0x220 - 0x185];
-    PKPROCESS Process;             // 0x220
-    UCHAR Reserved228[0x232 - 0x228];
-    CHAR PreviousMode;             // 0x232
-    UCHAR Reserved233[0x430 - 0x233];
-} KTHREAD, *PKTHREAD;
-FIELD_AT(KTHREAD, InitialStack, KTHREAD_InitialStack);
-FIELD_AT(KTHREAD, StackLimit, KTHREAD_StackLimit);
-FIELD_AT(KTHREAD, StackBase, KTHREAD_StackBase);
-FIELD_AT(KTHREAD, KernelStack, KTHREAD_KernelStack);
-FIELD_AT(KTHREAD, StateSaveArea, KTHREAD_StateSaveArea);
-FIELD_AT(KTHREAD, MiscFlags, KTHREAD_MiscFlags);
-FIELD_AT(KTHREAD, ThreadFlags, KTHREAD_ThreadFlags);
-FIELD_AT(KTHREAD, TrapFrame, KTHREAD_TrapFrame);
-FIELD_AT(KTHREAD, ApcState, KTHREAD_ApcState);
-FIELD_AT(KTHREAD, ApcState.Process, KTHREAD_ApcState_Process);
-FIELD_AT(KTHREAD, WaitListEntry, KTHREAD_WaitListEntry);
-FIELD_AT(KTHREAD, Teb, KTHREAD_Teb);
-FIELD_AT(KTHREAD, State, KTHREAD_State);
-FIELD_AT(KTHREAD, Process, KTHREAD_Process);
-FIELD_AT(KTHREAD, PreviousMode, KTHREAD_PreviousMode);
-
-// Intel SDM volume 3A, section 8.7: the 64-bit task-state segment.
-typedef struct {
-    ULONG Reserved0;
-    ULONG64 Rsp[3];
-    ULONG64 Reserved1;
-    ULONG64 Ist[7];
-    ULONG64 Reserved2;
-    USHORT Reserved3, IoMapBase;
-} __attribute__((packed)) KTSS64;
-C_ASSERT(sizeof(KTSS64) == 104);
-
-typedef struct {
-    USHORT OffsetLow, Selector;
-    UCHAR Ist, Attributes;
-    USHORT OffsetMiddle;
-    ULONG OffsetHigh, Reserved;
-} KIDTENTRY64;
-C_ASSERT(sizeof(KIDTENTRY64) == 16);
-
-typedef struct {
-    ULONG MxCsr;                       // 0x000
-    UCHAR LegacyNumber, ReservedMustBeZero, InterruptRequest, IdleHalt;
-    PKTHREAD CurrentThread;            // 0x008
-    PKTHREAD NextThread;               // 0x010
-    PKTHREAD IdleThread;               // 0x018
-    UCHAR NestingLevel, ClockOwner, Pending[2];
-    ULONG Number;                      // 0x024
-    ULONG64 RspBase;                   // 0x028
-    ULONG64 PrcbLock;                  // 0x030
-    volatile UCHAR QuantumEnd;         // ours, from 0x038 on: it shall look for another thread
-    UCHAR ApicId;
-    volatile ULONG DpcRequests;        // KI_DPC_…
-    UCHAR Reserved040[0x700 - 0x040];
-} KPRCB, *PKPRCB;
-FIELD_AT(KPRCB, CurrentThread, KPRCB_CurrentThread);
-FIELD_AT(KPRCB, IdleThread, KPRCB_IdleThread);
-FIELD_AT(KPRCB, Number, KPRCB_Number);
-FIELD_AT(KPRCB, RspBase, KPRCB_RspBase);
-
-typedef struct _KPCR {
-    PVOID GdtBase;           // 0x000
-    KTSS64 *TssBase;         // 0x008
-    ULONG64 UserRsp;         // 0x010
-    struct _KPCR *Self;      // 0x018
-    PKPRCB CurrentPrcb;      // 0x020
-    PVOID LockArray;         // 0x028
-    PVOID Used_Self;         // 0x030
-    KIDTENTRY64 *IdtBase;    // 0x038
-    ULONG64 Unused[2];
-    KIRQL Irql;              // 0x050
-    UCHAR Reserved051[0x60 - 0x51];
-    USHORT MajorVersion, MinorVersion; // 0x060
-    UCHAR Reserved064[0x180 - 0x064];
-    KPRCB Prcb;              // 0x180
-} KPCR, *PKPCR;
-FIELD_AT(KPCR, UserRsp, KPCR_UserRsp);
-FIELD_AT(KPCR, Self, KPCR_Self);
-FIELD_AT(KPCR, CurrentPrcb, KPCR_CurrentPrcb);
-FIELD_AT(KPCR, IdtBase, KPCR_IdtBase);
-FIELD_AT(KPCR, Irql, KPCR_Irql);
-FIELD_AT(KPCR, Prcb, KPCR_Prcb);
+#include "archke.h"
 
 // The service descriptor: one for each table, the second for win32k's, empty.
 typedef struct {
     const LONG *Base;
     PVOID Count;
-    ULONG64 Limit;
-    PVOID Number;
+    ULONG_PTR Limit;
+    PVOID Number; // of arguments, in bytes: a table for each service, on x86
 } KSERVICE_TABLE_DESCRIPTOR;
-C_ASSERT(sizeof(KSERVICE_TABLE_DESCRIPTOR) == 0x20);
+C_ASSERT(sizeof(KSERVICE_TABLE_DESCRIPTOR) == 4 * sizeof(PVOID));
 
 extern KSERVICE_TABLE_DESCRIPTOR KeServiceDescriptorTable[2];
 extern KSERVICE_TABLE_DESCRIPTOR KeServiceDescriptorTableShadow[2];
 extern LONG KiServiceTable[SERVICE_COUNT];
 
-// amd64.h's kin: what only the processor can say.
-FORCEINLINE PKPRCB KeGetCurrentPrcb(void)
-{
-    PKPRCB Prcb;
-    __asm__ volatile("movq %%gs:%c1, %0" : "=r"(Prcb) : "i"(KPCR_CurrentPrcb));
-    return Prcb;
-}
-
-FORCEINLINE PKTHREAD KiCurrentThread(void)
-{
-    PKTHREAD Thread;
-    __asm__ volatile("movq %%gs:%c1, %0" : "=r"(Thread) : "i"(PCR_CurrentThread));
-    return Thread;
-}
-
-FORCEINLINE KIRQL KeGetCurrentIrql(void)
-{
-    ULONG64 Level;
-    __asm__ volatile("movq %%cr8, %0" : "=r"(Level));
-    return (KIRQL)Level;
-}
-
-// IRQL is CR8, as on Windows x64: an interrupt's level is the upper half of its
-// vector. Those of the 8259, which the local APIC passes on, are not held back
-// by it; they come at any level, and touch nothing that a lock guards.
-FORCEINLINE void KiWriteCr8(ULONG64 Level)
-{
-    __asm__ volatile("movq %0, %%cr8" : : "r"(Level) : "memory");
-}
-
+// amd64.h's kin, for both architectures: what only the processor can say.
 FORCEINLINE void KiEnableInterrupts(void)
 {
     __asm__ volatile("sti" : : : "memory");
@@ -243,10 +60,10 @@ FORCEINLINE void KiDisableInterrupts(void)
     __asm__ volatile("cli" : : : "memory");
 }
 
-FORCEINLINE ULONG64 KiReadFlags(void)
+FORCEINLINE ULONG_PTR KiReadFlags(void)
 {
-    ULONG64 Flags;
-    __asm__ volatile("pushfq; popq %0" : "=r"(Flags) : : "memory");
+    ULONG_PTR Flags;
+    __asm__ volatile("pushf; pop %0" : "=r"(Flags) : : "memory");
     return Flags;
 }
 
@@ -262,9 +79,46 @@ FORCEINLINE ULONG64 KiReadMsr(ULONG Register)
     return (ULONG64)High << 32 | Low;
 }
 
-FORCEINLINE void KeInvalidatePage(ULONG64 Address)
+FORCEINLINE void KeInvalidatePage(ULONG_PTR Address)
 {
     __asm__ volatile("invlpg (%0)" : : "r"(Address) : "memory");
+}
+
+// CR3: where the page tables of the space in use begin.
+FORCEINLINE ULONG_PTR KiReadRoot(void)
+{
+    ULONG_PTR Root;
+    __asm__ volatile("mov %%cr3, %0" : "=r"(Root));
+    return Root;
+}
+
+FORCEINLINE void KiWriteRoot(ULONG_PTR Root)
+{
+    __asm__ volatile("mov %0, %%cr3" : : "r"(Root) : "memory");
+}
+
+FORCEINLINE ULONG_PTR KiReadCr0(void)
+{
+    ULONG_PTR Value;
+    __asm__ volatile("mov %%cr0, %0" : "=r"(Value));
+    return Value;
+}
+
+FORCEINLINE void KiWriteCr0(ULONG_PTR Value)
+{
+    __asm__ volatile("mov %0, %%cr0" : : "r"(Value) : "memory");
+}
+
+FORCEINLINE ULONG_PTR KiReadCr4(void)
+{
+    ULONG_PTR Value;
+    __asm__ volatile("mov %%cr4, %0" : "=r"(Value));
+    return Value;
+}
+
+FORCEINLINE void KiWriteCr4(ULONG_PTR Value)
+{
+    __asm__ volatile("mov %0, %%cr4" : : "r"(Value) : "memory");
 }
 
 // startup.S, init.c
@@ -273,12 +127,11 @@ NORETURN void KiInitializeKernel(const BOOT_BLOCK *Block);
 NORETURN void KiIdleLoop(void);
 
 // trap.S, trap.c
+extern UCHAR KiPageFault[];
 extern UCHAR KiVectorStubs[]; // 16 bytes for each vector
 extern UCHAR KiSystemServiceCopyStart[], KiSystemServiceCopyEnd[], KiSystemServiceCopyFault[];
 void KiDispatchTrap(PKTRAP_FRAME Frame, ULONG Vector);
-void KiSystemCall64(void);
-void KiSystemCall32(void);
-NORETURN void KiEnterUserMode(ULONG64 Rip, ULONG64 Rsp, ULONG64 Argument);
+NORETURN void KiEnterUserMode(ULONG_PTR Ip, ULONG_PTR Sp, ULONG_PTR Argument);
 void KeCompactServiceTable(void);
 extern volatile ULONG64 KeSystemCalls;
 
@@ -303,8 +156,14 @@ void KiCheckQuantum(void);
 void KiSwapContext(PKTHREAD From, PKTHREAD To);
 void KiThreadStartup(void);
 void KiThreadEntry(void (*Start)(PVOID), PVOID Context);
-void KiSwitchState(PKTHREAD To);
 void KeYieldProcessorThread(void);
+
+// arch/*/processor.c, newthread.c
+void KiSwitchState(PKTHREAD To); // what the processor holds for a thread beside its registers
+void KiSetTeb(PKTHREAD Thread);  // of the thread that runs here
+PVOID KiInitialKernelStack(PVOID InitialStack, PVOID Start, PVOID Context);
+void KiInitializeStateSave(PKTHREAD Thread); // the x87 and SSE state, at the stack's top
+
 extern volatile ULONG64 KiContextSwitches;
 
 void KeInitializeEvent(PKEVENT Event, EVENT_TYPE Type, BOOLEAN State);

@@ -5,18 +5,19 @@
 
 #include "ke.h"
 
-#define PAGE_SIZE 0x1000ull
 #define PAGE_SHIFT 12
-#define PAGE_ALIGN_UP(size) (((size) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1))
+#define PAGE_SIZE ((ULONG_PTR)0x1000)
+#define PAGE_ALIGN_UP(size) (((size) + 0xFFF) >> PAGE_SHIFT << PAGE_SHIFT) // of any width
+#define PAGE_OF(address) ((ULONG_PTR)(address) & ~(PAGE_SIZE - 1))
 
-// Page-table entry bits: Intel SDM volume 3A, section 4.5.4.
-#define PTE_PRESENT 0x001ull
-#define PTE_WRITE 0x002ull
-#define PTE_USER 0x004ull
-#define PTE_CACHE_DISABLE 0x010ull
-#define PTE_LARGE 0x080ull
-#define PTE_NX (1ull << 63)
-#define PTE_FRAME 0x000FFFFFFFFFF000ull
+#include "archmm.h" // MMPTE, an entry of a page table, and the kernel's half
+
+// Page-table entry bits: Intel SDM volume 3A, sections 4.3 to 4.5.
+#define PTE_PRESENT ((MMPTE)0x001)
+#define PTE_WRITE ((MMPTE)0x002)
+#define PTE_USER ((MMPTE)0x004)
+#define PTE_CACHE_DISABLE ((MMPTE)0x010)
+#define PTE_LARGE ((MMPTE)0x080)
 
 #define MM_KERNEL_RW (PTE_PRESENT | PTE_WRITE | PTE_NX)
 #define MM_KERNEL_RWX (PTE_PRESENT | PTE_WRITE)
@@ -24,18 +25,12 @@
 #define MM_USER_R (PTE_PRESENT | PTE_USER | PTE_NX)
 #define MM_USER_RX (PTE_PRESENT | PTE_USER)
 
-// The kernel's half, below what the loader placed.
-#define MM_SYSTEM_PTES_BASE 0xFFFFA00000000000ull   // stacks, with guard pages
-#define MM_NONPAGED_POOL_BASE 0xFFFFB80000000000ull
-#define MM_NONPAGED_POOL_SIZE 0x4000000ull          // of each of its two regions
-#define MM_LOCAL_APIC_VA 0xFFFFFFFFFFFE0000ull      // where Windows has it, too
-
-extern ULONG64 MmUserProbeAddress;      // first address that no user may pass
+extern ULONG_PTR MmUserProbeAddress;    // first address that no user may pass
 extern const BOOT_BLOCK *MiBootBlock;
 
 FORCEINLINE PVOID MmPhysicalToVirtual(ULONG64 Address)
 {
-    return (PVOID)(BOOT_DIRECT_MAP_BASE + Address);
+    return (PVOID)(ULONG_PTR)(MM_DIRECT_MAP_BASE + Address);
 }
 
 // frames.c
@@ -45,28 +40,32 @@ void MmFreeFrame(ULONG64 Frame);
 ULONG64 MmFramesEnd(void); // no frame from there on was ever given out
 
 // pte.c
-void MiWritePte(volatile ULONG64 *Pte, ULONG64 Entry);
-ULONG64 MiExchangePte(volatile ULONG64 *Pte, ULONG64 Entry); // the entry before
-ULONG64 MiChangePte(volatile ULONG64 *Pte, ULONG64 Mask, ULONG64 Entry); // the entry before
+void MiWritePte(volatile MMPTE *Pte, MMPTE Entry);
+MMPTE MiExchangePte(volatile MMPTE *Pte, MMPTE Entry); // the entry before
+MMPTE MiChangePte(volatile MMPTE *Pte, MMPTE Mask, MMPTE Entry); // the entry before
 
 // map.c
-void MmMapPage(ULONG64 Root, ULONG64 Address, ULONG64 Entry);
-void MmUnmapPage(ULONG64 Root, ULONG64 Address); // on all processors
-ULONG64 *MmFindPte(ULONG64 Root, ULONG64 Address, BOOLEAN Create);
-ULONG64 MmGetPhysicalAddress(ULONG64 Root, ULONG64 Address); // ~0 when absent
-BOOLEAN MmIsUserRangeValid(ULONG64 Root, ULONG64 Address, SIZE_T Size, BOOLEAN Write);
-ULONG64 MiSystemRoot(void);
+void MmMapPage(ULONG_PTR Root, ULONG_PTR Address, MMPTE Entry);
+void MmUnmapPage(ULONG_PTR Root, ULONG_PTR Address); // on all processors
+MMPTE *MmFindPte(ULONG_PTR Root, ULONG_PTR Address, BOOLEAN Create);
+ULONG64 MmGetPhysicalAddress(ULONG_PTR Root, ULONG_PTR Address); // ~0 when absent
+BOOLEAN MmIsUserRangeValid(ULONG_PTR Root, ULONG_PTR Address, SIZE_T Size, BOOLEAN Write);
+ULONG_PTR MiSystemRoot(void);
 
 // spaces.c
 void MiInitializeSpaces(const BOOT_BLOCK *Block);
-ULONG64 MmCreateAddressSpace(void);
+ULONG_PTR MmCreateAddressSpace(void); // the root; 0: none
 PVOID MmAllocateSystemPages(SIZE_T Size); // between guard pages; NULL: none
-ULONG64 MmReserveSystemPages(SIZE_T Size); // addresses only
+ULONG_PTR MmReserveSystemPages(SIZE_T Size); // addresses only
 PVOID MmCreateKernelStack(void);
 void MmDeleteKernelStack(PVOID StackLimit);
-ULONG64 MmCreateLowRoot(void); // the kernel's half and the first 2 MiB, executable
-void MmAllocateUserPages(ULONG64 Root, ULONG64 Address, SIZE_T Size, ULONG64 Rights);
-void MmCopyToSpace(ULONG64 Root, ULONG64 Address, const void *From, SIZE_T Size);
+void MmAllocateUserPages(ULONG_PTR Root, ULONG_PTR Address, SIZE_T Size, MMPTE Rights);
+void MmCopyToSpace(ULONG_PTR Root, ULONG_PTR Address, const void *From, SIZE_T Size);
+
+// arch/*/roots.c: the tables that a root is made of.
+void MiPrepareSystemTables(void); // before the first root is copied
+ULONG_PTR MiCreateRoot(void);     // the kernel's half alone; 0: no memory
+ULONG_PTR MmCreateLowRoot(void);  // with the first 2 MiB, executable
 
 // discard.c
 void MiFreeInitializationCode(void);
@@ -79,8 +78,8 @@ typedef enum {
 } MM_TRIM_KIND;
 void MiInitializePaging(void);
 ULONG MmTrimPageableCode(MM_TRIM_KIND Kind); // how many pages
-BOOLEAN MmAccessFault(ULONG64 Address);
-ULONG64 MmMoveConstantPage(ULONG64 Address, ULONG64 *New); // the frame before; 0: not moved
+BOOLEAN MmAccessFault(ULONG_PTR Address);
+ULONG64 MmMoveConstantPage(ULONG_PTR Address, ULONG64 *New); // the frame before; 0: not moved
 extern volatile ULONG64 MmPagesIn; // brought in so far
 
 // image.c: memory to disk.
@@ -98,9 +97,9 @@ void MmFinishPoolMove(void);
 typedef enum { NonPagedPool, PagedPool, NonPagedPoolNx = 512 } POOL_TYPE;
 typedef enum { MmPoolNx, MmPoolExecutable, MmPoolRegions } MM_POOL_REGION;
 void MiInitializePool(void);
-ULONG64 MiPoolRegionBase(MM_POOL_REGION Region);
-ULONG64 MiPoolRegionRights(MM_POOL_REGION Region);
-ULONG64 MiPoolRegionMapped(MM_POOL_REGION Region); // bytes from the base on
+ULONG_PTR MiPoolRegionBase(MM_POOL_REGION Region);
+MMPTE MiPoolRegionRights(MM_POOL_REGION Region);
+ULONG_PTR MiPoolRegionMapped(MM_POOL_REGION Region); // bytes from the base on
 #define MM_POOL_TAGS 32
 typedef struct {
     ULONG Tag;

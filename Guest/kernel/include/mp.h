@@ -8,20 +8,6 @@
 
 #define KI_MAXIMUM_PROCESSORS 4
 #define IST_STACK_SIZE 0x2000
-#define GDT_ENTRIES 12
-
-// What each processor has of its own. The boot processor's is in the image, as
-// Windows keeps its KiInitialPCR there.
-typedef struct {
-    __attribute__((aligned(4096))) KPCR Pcr;
-    __attribute__((aligned(4096))) KIDTENTRY64 Idt[256];
-    __attribute__((aligned(16))) ULONG64 Gdt[GDT_ENTRIES];
-    __attribute__((aligned(16))) KTSS64 Tss;
-    __attribute__((aligned(16))) UCHAR IstStacks[3][IST_STACK_SIZE];
-    PVOID IdleStack; // its lowest address
-    struct _ETHREAD *IdleThread;
-    volatile LONG Arrival; // KI_ARRIVAL
-} KI_PROCESSOR;
 
 // A processor on its way in: it is there; it has been seen and is waited for no
 // more; it has read all that it needs of LOW_START's page.
@@ -29,8 +15,10 @@ typedef enum { Absent, Arrived, Admitted, Entered } KI_ARRIVAL;
 
 typedef struct {
     USHORT Limit;
-    ULONG64 Base;
+    ULONG_PTR Base;
 } __attribute__((packed)) KDESCRIPTOR;
+
+#include "archmp.h"
 
 // Vectors of the local APIC, those of Windows.
 #define DISPATCH_VECTOR 0x2F
@@ -52,16 +40,18 @@ typedef struct {
     ULONG64 Root, Entry, Stack, Argument;
 } KI_LOW_START;
 #define LOW_START_PARAMETERS 0xF00 // in that page: a KI_LOW_START
-extern ULONG64 KiLowRoot;          // the value of CR3 for it
+extern ULONG_PTR KiLowRoot;        // the value of CR3 for it
 
 // multiprocessor.c
 typedef void KI_LOW_ENTRY(KI_PROCESSOR *Processor);
-void KiPrepareLowStart(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG64 Stack);
-BOOLEAN KiBringUp(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG64 Stack);
+void KiPrepareLowStart(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG_PTR Stack);
+BOOLEAN KiBringUp(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG_PTR Stack);
 void KiArrive(KI_PROCESSOR *Processor); // called by the one brought up
 void KiStartOtherProcessors(void);
 
-// suspend.c
+// suspend.S, suspend.c
+ULONG KiSaveProcessorState(KI_STATE *State) __attribute__((returns_twice));
+NORETURN void KiRestoreProcessorState(const KI_STATE *State);
 typedef void KI_SLEEP_ROUTINE(void); // returns only if the machine did not sleep
 BOOLEAN KiSuspend(KI_SLEEP_ROUTINE *Sleep);
 KI_LOW_START KiWakingPlace(void); // the boot processor's, without the way from real mode
@@ -74,7 +64,7 @@ void KiRequestDispatch(PKPRCB Prcb, ULONG Requests); // at its next moment below
 typedef ULONG_PTR KIPI_BROADCAST_WORKER(ULONG_PTR Argument);
 ULONG_PTR KeIpiGenericCall(KIPI_BROADCAST_WORKER *Function, ULONG_PTR Argument);
 void KiIpiInterrupt(void);
-void KeFlushSingleTb(ULONG64 Address); // on all processors
+void KeFlushSingleTb(ULONG_PTR Address); // on all processors
 void KeFlushEntireTb(void);
 
 #endif

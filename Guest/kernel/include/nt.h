@@ -14,6 +14,6 @@ NTSTATUS NtTerminateThread(HANDLE Thread, NTSTATUS Status);
 NTSTATUS NtQuerySystemInformation(ULONG Class, PVOID Buffer, ULONG Length, PULONG ReturnLength);
 NTSTATUS NtQueryInformationProcess(HANDLE Process, ULONG Class, PVOID Buffer,
                                    ULONG Length, PULONG ReturnLength);
-NTSTATUS NtWaitForCommand(USER_COMMAND *Command, ULONG64 Result);
+NTSTATUS NtWaitForCommand(USER_COMMAND *Command, const ULONG64 *Result);
 
 #endif

@@ -16,14 +16,14 @@ typedef uint16_t USHORT, WCHAR;
 typedef int32_t LONG, NTSTATUS;
 typedef uint32_t ULONG, *PULONG;
 typedef int64_t LONGLONG;
-typedef uint64_t ULONGLONG, ULONG_PTR, SIZE_T, ULONG64;
-typedef int64_t LONG_PTR;
+typedef uint64_t ULONGLONG, ULONG64;
+typedef uintptr_t ULONG_PTR, SIZE_T;
+typedef intptr_t LONG_PTR;
 typedef UCHAR KIRQL;
 typedef CHAR KPROCESSOR_MODE;
 
 #define TRUE 1
 #define FALSE 0
-#define NTAPI
 #define FORCEINLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define NORETURN _Noreturn

@@ -7,9 +7,10 @@
 
 #include "ntdef.h"
 
-void *memset(void *To, int Value, size_t Size);
-void *memcpy(void *To, const void *From, size_t Size);
-int memcmp(const void *A, const void *B, size_t Size);
+// What the compiler calls by itself is __cdecl; all else is stdcall on x86.
+void *__cdecl memset(void *To, int Value, size_t Size);
+void *__cdecl memcpy(void *To, const void *From, size_t Size);
+int __cdecl memcmp(const void *A, const void *B, size_t Size);
 #define RtlZeroMemory(To, Size) memset((To), 0, (Size))
 #define RtlCopyMemory(To, From, Size) memcpy((To), (From), (Size))
 
@@ -19,8 +20,9 @@ void RtlStringCopy(CHAR *To, SIZE_T Capacity, const CHAR *From);
 BOOLEAN RtlParseNumber(const CHAR *Text, ULONG64 *Value); // decimal, or 0x…
 
 // %s %c %d %u %x %llx %llu %p, with width and zero padding; always terminated.
+#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
 SIZE_T RtlFormatV(CHAR *To, SIZE_T Capacity, const CHAR *Format, va_list Arguments);
-SIZE_T RtlFormat(CHAR *To, SIZE_T Capacity, const CHAR *Format, ...);
+SIZE_T RtlFormat(CHAR *To, SIZE_T Capacity, const CHAR *Format, ...) PRINTF_LIKE(3, 4);
 
 void RtlSeedRandom(ULONG64 A, ULONG64 B);
 ULONG64 RtlRandom(void);

@@ -4,6 +4,7 @@
 #define VIGIL_SHAREDDATA_H
 
 #include "ntdef.h"
+#include "offsets.h"
 
 // A 96-bit time that is read without a lock: the writer sets High2, Low,
 // High1; a reader takes High1, Low, and repeats until High2 is the same.
@@ -25,8 +26,9 @@ typedef struct {
     ULONG NtProductType;                               // 0x264
     UCHAR ProductTypeIsValid, Reserved269[3];
     ULONG NtMajorVersion, NtMinorVersion;              // 0x26C
-    UCHAR Reserved274[0x308 - 0x274];
-    ULONG SystemCall;                                  // 0x308; 0: use `syscall`
+    UCHAR Reserved274[0x300 - 0x274];
+    ULONG SystemCallStub, SystemCallReturn;            // 0x300, x86: ntdll's two
+    ULONG SystemCall;                                  // 0x308, x64; 0: use `syscall`
     UCHAR Reserved30C[0x320 - 0x30C];
     KSYSTEM_TIME TickCount;                            // 0x320
     UCHAR Reserved32C[0x3B0 - 0x32C];
@@ -37,12 +39,12 @@ FIELD_AT(KUSER_SHARED_DATA, SystemTime, 0x014);
 FIELD_AT(KUSER_SHARED_DATA, NtBuildNumber, 0x260);
 FIELD_AT(KUSER_SHARED_DATA, NtMajorVersion, 0x26C);
 FIELD_AT(KUSER_SHARED_DATA, NtMinorVersion, 0x270);
+FIELD_AT(KUSER_SHARED_DATA, SystemCallStub, 0x300);
 FIELD_AT(KUSER_SHARED_DATA, SystemCall, 0x308);
 FIELD_AT(KUSER_SHARED_DATA, TickCount, 0x320);
 FIELD_AT(KUSER_SHARED_DATA, InterruptTimeBias, 0x3B0);
 
-#define KI_USER_SHARED_DATA 0xFFFFF78000000000ull
-#define MM_SHARED_USER_DATA_VA 0x7FFE0000ull
+#define MM_SHARED_USER_DATA_VA 0x7FFE0000
 #define SharedUserData ((KUSER_SHARED_DATA *)KI_USER_SHARED_DATA)
 
 #endif

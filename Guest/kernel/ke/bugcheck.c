@@ -37,9 +37,10 @@ void KeBugCheck2(ULONG Code, ULONG_PTR P1, ULONG_PTR P2, ULONG_PTR P3, ULONG_PTR
     if (!__atomic_exchange_n(&KiBugCheckActive, 1, __ATOMIC_SEQ_CST)) {
         KiFreezeOthers();
         SIZE_T Length = RtlFormat(Line, sizeof Line,
-                                  "\n*** STOP: 0x%08x (0x%016llx,0x%016llx,0x%016llx,0x%016llx)\n"
+                                  "\n*** STOP: 0x%08x (" KI_PARAMETER_FORMAT "," KI_PARAMETER_FORMAT
+                                  "," KI_PARAMETER_FORMAT "," KI_PARAMETER_FORMAT ")\n"
                                   "bugcheck 0x%08x\n",
-                                  Code, P1, P2, P3, P4, Code);
+                                  Code, (ULONG64)P1, (ULONG64)P2, (ULONG64)P3, (ULONG64)P4, Code);
         HalSerialWrite(Line, Length);
         HalReportPanic();
     }

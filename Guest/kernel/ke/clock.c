@@ -4,6 +4,7 @@
 #include "../include/mm.h"
 #include "../include/mp.h"
 #include "../include/shareddata.h"
+#include "../../common/build.h"
 
 // One writer (the clock interrupt), any number of readers, no lock: see
 // KSYSTEM_TIME.
@@ -46,12 +47,13 @@ ULONG64 KiQueryWaitTime(void)
     return Now - Before;
 }
 
-static ULONG_PTR KiAdvance(ULONG_PTR Slept)
+static ULONG_PTR KiAdvance(ULONG_PTR Argument)
 {
+    ULONG64 Slept = *(const ULONG64 *)Argument;
     KUSER_SHARED_DATA *Data = SharedUserData;
     // The boot processor, whose tick is the writer at other times, does it.
     if (KeGetCurrentPrcb()->Number == 0) {
-        ULONG64 Flags = KiReadFlags();
+        ULONG_PTR Flags = KiReadFlags();
         KiDisableInterrupts();
         Data->InterruptTimeBias += Slept;
         KiWriteSystemTime(&Data->InterruptTime, KiReadSystemTime(&Data->InterruptTime) + Slept);
@@ -66,7 +68,7 @@ static ULONG_PTR KiAdvance(ULONG_PTR Slept)
 // relative waits, which count without it, go on as if there had been none.
 void KeAdvanceAfterSleep(ULONG64 Slept)
 {
-    KeIpiGenericCall(KiAdvance, Slept);
+    KeIpiGenericCall(KiAdvance, (ULONG_PTR)&Slept);
 }
 
 INIT_CODE void KiInitializeSharedData(void)
@@ -77,12 +79,12 @@ INIT_CODE void KiInitializeSharedData(void)
     // A tick is 1 ms: the multiplier is a fixed-point number with 24 bits of
     // fraction.
     Data->TickCountMultiplier = 1u << 24;
-    Data->ImageNumberLow = Data->ImageNumberHigh = 0x8664;
-    Data->NtBuildNumber = 19045;
+    Data->ImageNumberLow = Data->ImageNumberHigh = NT_MACHINE;
+    Data->NtBuildNumber = NT_BUILD;
     Data->NtProductType = 1; // workstation
     Data->ProductTypeIsValid = TRUE;
-    Data->NtMajorVersion = 10;
-    Data->NtMinorVersion = 0;
+    Data->NtMajorVersion = NT_MAJOR_VERSION;
+    Data->NtMinorVersion = NT_MINOR_VERSION;
     Data->SystemCall = 0;
     for (ULONG i = 0; i < sizeof Root; i++)
         Data->NtSystemRoot[i] = (WCHAR)Root[i];

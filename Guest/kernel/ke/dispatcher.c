@@ -52,22 +52,6 @@ void KiReadyThread(PKTHREAD Thread, BOOLEAN First)
     KiOfferThread(First);
 }
 
-// What the processor holds for a thread beside its registers.
-void KiSwitchState(PKTHREAD To)
-{
-    PKPRCB Prcb = KeGetCurrentPrcb();
-    PKPCR Pcr = CONTAINING_RECORD(Prcb, KPCR, Prcb);
-    ULONG64 Root;
-
-    Prcb->CurrentThread = To;
-    Prcb->RspBase = (ULONG64)To->InitialStack;
-    Pcr->TssBase->Rsp[0] = (ULONG64)To->InitialStack;
-    KiWriteMsr(0xC0000102, (ULONG64)To->Teb); // IA32_KERNEL_GS_BASE
-    __asm__ volatile("movq %%cr3, %0" : "=r"(Root));
-    if (Root != To->ApcState.Process->DirectoryTableBase)
-        __asm__ volatile("movq %0, %%cr3" : : "r"(To->ApcState.Process->DirectoryTableBase) : "memory");
-}
-
 // Gives the processor to the next ready thread, else to the idle one. The
 // caller holds the dispatcher lock and has put the current thread where it
 // belongs: into the ready list, on a wait list, or nowhere.

@@ -20,7 +20,8 @@ enum { DAMAGED_DATA = 0, DAMAGED_CODE = 1, DAMAGED_IDT = 2, DAMAGED_GDT = 3, DAM
 typedef struct {
     KDESCRIPTOR Idt, Gdt;
     USHORT Fill[2];
-    ULONG64 Cr0, Cr4, Efer, Star, LStar, CStar, Mask;
+    ULONG_PTR Cr0, Cr4;
+    ULONG64 Msrs[KI_GUARDED_MSR_COUNT];
 } KI_REGISTERS;
 
 typedef struct {
@@ -50,37 +51,44 @@ static ULONG64 KiHash(const void *From, SIZE_T Size)
 
 static ULONG_PTR KiReadRegisters(ULONG_PTR Unused)
 {
+    static const ULONG Msrs[] = KI_GUARDED_MSRS;
     KI_REGISTERS *Registers = &KiFound[KeGetCurrentPrcb()->Number];
     (void)Unused;
     __asm__ volatile("sidt %0" : "=m"(Registers->Idt));
     __asm__ volatile("sgdt %0" : "=m"(Registers->Gdt));
-    __asm__ volatile("movq %%cr0, %0" : "=r"(Registers->Cr0));
-    __asm__ volatile("movq %%cr4, %0" : "=r"(Registers->Cr4));
-    Registers->Efer = KiReadMsr(0xC0000080);
-    Registers->Star = KiReadMsr(0xC0000081);
-    Registers->LStar = KiReadMsr(0xC0000082);
-    Registers->CStar = KiReadMsr(0xC0000083);
-    Registers->Mask = KiReadMsr(0xC0000084);
+    Registers->Cr0 = KiReadCr0();
+    Registers->Cr4 = KiReadCr4();
+    for (ULONG i = 0; i < KI_GUARDED_MSR_COUNT; i++)
+        Registers->Msrs[i] = KiReadMsr(Msrs[i]);
     return 0;
 }
 
-static BOOLEAN KiIsPageThere(ULONG64 Address)
+// The descriptors that stay as they are.
+static ULONG64 KiHashGdt(const KI_PROCESSOR *Processor)
 {
-    ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
+    ULONG64 Gdt[GDT_ENTRIES];
+    for (ULONG i = 0; i < GDT_ENTRIES; i++)
+        Gdt[i] = KI_CHANGING_DESCRIPTOR(i) ? 0 : ((volatile const ULONG64 *)Processor->Gdt)[i];
+    return KiHash(Gdt, sizeof Gdt);
+}
+
+static BOOLEAN KiIsPageThere(ULONG_PTR Address)
+{
+    MMPTE *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
     return Pte && (*Pte & PTE_PRESENT);
 }
 
 void KiGuardRecord(void)
 {
-    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    ULONG_PTR Base = (ULONG_PTR)MiBootBlock->kernelVirtualBase;
     const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
     const PE_SECTION *Section = PeSections(Headers);
 
     for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
         if (Section->characteristics & (PE_SECTION_DISCARDABLE | PE_SECTION_WRITE))
             continue;
-        for (ULONG64 At = 0; At < Section->virtualSize; At += PAGE_SIZE) {
-            ULONG64 Offset = Section->virtualAddress + At;
+        for (ULONG At = 0; At < Section->virtualSize; At += PAGE_SIZE) {
+            ULONG Offset = Section->virtualAddress + At;
             KiPageHashes[Offset >> PAGE_SHIFT] = KiHash((PVOID)(Base + Offset), PAGE_SIZE);
         }
     }
@@ -90,22 +98,22 @@ void KiGuardRecord(void)
     for (ULONG i = 0; i < (ULONG)KeNumberProcessors; i++) {
         KiRecords[i].Registers = KiFound[i];
         KiRecords[i].Idt = KiHash(KiProcessors[i]->Idt, sizeof KiProcessors[i]->Idt);
-        KiRecords[i].Gdt = KiHash(KiProcessors[i]->Gdt, sizeof KiProcessors[i]->Gdt);
+        KiRecords[i].Gdt = KiHashGdt(KiProcessors[i]);
     }
 }
 
-static void KiCorrupted(ULONG64 Kind, const volatile void *Where, ULONG64 Found)
+static void KiCorrupted(ULONG Kind, const volatile void *Where, ULONG64 Found)
 {
-    KeBugCheckEx(CRITICAL_STRUCTURE_CORRUPTION, 0, Found, (ULONG_PTR)Where, Kind);
+    KeBugCheckEx(CRITICAL_STRUCTURE_CORRUPTION, 0, (ULONG_PTR)Found, (ULONG_PTR)Where, Kind);
 }
 
 // Below DISPATCH_LEVEL: a page may go while it is being read.
 static void KiCheckIntegrity(void)
 {
-    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    ULONG_PTR Base = (ULONG_PTR)MiBootBlock->kernelVirtualBase;
 
     for (ULONG i = 0; i < IMAGE_PAGES; i++) {
-        ULONG64 Page = Base + ((ULONG64)i << PAGE_SHIFT);
+        ULONG_PTR Page = Base + ((ULONG_PTR)i << PAGE_SHIFT);
         if (!KiPageHashes[i] || !KiIsPageThere(Page))
             continue;
         ULONG64 Hash = KiHash((PVOID)Page, PAGE_SIZE);
@@ -121,7 +129,7 @@ static void KiCheckIntegrity(void)
         const KI_PROCESSOR_RECORD *Record = &KiRecords[i];
         if (KiHash(KiProcessors[i]->Idt, sizeof KiProcessors[i]->Idt) != Record->Idt)
             KiCorrupted(DAMAGED_IDT, KiProcessors[i]->Idt, i);
-        if (KiHash(KiProcessors[i]->Gdt, sizeof KiProcessors[i]->Gdt) != Record->Gdt)
+        if (KiHashGdt(KiProcessors[i]) != Record->Gdt)
             KiCorrupted(DAMAGED_GDT, KiProcessors[i]->Gdt, i);
         if (memcmp(&KiFound[i], &Record->Registers, sizeof Record->Registers))
             KiCorrupted(DAMAGED_REGISTERS, &KiFound[i], i);

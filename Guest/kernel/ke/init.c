@@ -9,12 +9,13 @@
 #include "../include/po.h"
 #include "../include/ps.h"
 #include "../include/rtl.h"
+#include "../../common/build.h"
 
 extern UCHAR KiIdleStack[];
 
 // ntoskrnl's exported build number: 0xF0000000 marks a free build, as Windows'
 // does.
-ULONG NtBuildNumber = 0xF0000000 | 19045;
+ULONG NtBuildNumber = 0xF0000000 | NT_BUILD;
 
 static ETHREAD KiInitialThread;
 

@@ -37,9 +37,9 @@ ULONG_PTR KeIpiGenericCall(KIPI_BROADCAST_WORKER *Function, ULONG_PTR Argument)
         if (i != Self)
             HalpSendInterrupt(KiProcessors[i]->Pcr.Prcb.ApicId, IPI_VECTOR);
     }
-    KiWriteCr8(IPI_LEVEL);
+    KiSetIrql(IPI_LEVEL);
     ULONG_PTR Result = Function(Argument);
-    KiWriteCr8(DISPATCH_LEVEL);
+    KiSetIrql(DISPATCH_LEVEL);
     while (__atomic_load_n(&KiCallsPending, __ATOMIC_SEQ_CST))
         __builtin_ia32_pause();
     KeReleaseSpinLock(&KiCallLock, Irql);
@@ -55,13 +55,12 @@ static ULONG_PTR KiFlushSingle(ULONG_PTR Address)
 // Nothing is mapped global: a load of CR3 forgets everything.
 static ULONG_PTR KiFlushAll(ULONG_PTR Unused)
 {
-    ULONG64 Root;
     (void)Unused;
-    __asm__ volatile("movq %%cr3, %0; movq %0, %%cr3" : "=r"(Root) : : "memory");
+    KiWriteRoot(KiReadRoot());
     return 0;
 }
 
-void KeFlushSingleTb(ULONG64 Address)
+void KeFlushSingleTb(ULONG_PTR Address)
 {
     KeIpiGenericCall(KiFlushSingle, Address);
 }

@@ -10,16 +10,16 @@
 CHAR KeNumberProcessors = 1;
 KI_PROCESSOR *KiProcessors[KI_MAXIMUM_PROCESSORS];
 
-ULONG64 KiLowRoot;
+ULONG_PTR KiLowRoot;
 
 // Puts the way in from real mode in place, for the next who comes through.
-void KiPrepareLowStart(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG64 Stack)
+void KiPrepareLowStart(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG_PTR Stack)
 {
     PUCHAR Page = MmPhysicalToVirtual(LOW_START);
 
     RtlCopyMemory(Page, KiLowStart, (SIZE_T)(KiLowStartEnd - KiLowStart));
     *(KI_LOW_START *)(Page + LOW_START_PARAMETERS) =
-        (KI_LOW_START){KiLowRoot, (ULONG64)Entry, Stack, (ULONG64)Processor};
+        (KI_LOW_START){KiLowRoot, (ULONG_PTR)Entry, Stack, (ULONG_PTR)Processor};
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
@@ -37,7 +37,7 @@ void KiArrive(KI_PROCESSOR *Processor)
 // IPIs, and a processor that is slow to answer takes the firmware's after our
 // INIT, and then none of ours. One that is hit by an INIT in KiArrive comes there
 // again with the startup IPI that follows.
-BOOLEAN KiBringUp(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG64 Stack)
+BOOLEAN KiBringUp(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG_PTR Stack)
 {
     Processor->Arrival = Absent;
     KiPrepareLowStart(Entry, Processor, Stack);
@@ -60,7 +60,7 @@ BOOLEAN KiBringUp(KI_LOW_ENTRY *Entry, KI_PROCESSOR *Processor, ULONG64 Stack)
 // A processor's first steps, on its idle thread's stack.
 static void KiOtherProcessorStartup(KI_PROCESSOR *Processor)
 {
-    __asm__ volatile("movq %0, %%cr3" : : "r"(MiSystemRoot()) : "memory");
+    KiWriteRoot(MiSystemRoot());
     KiInitializeProcessor(Processor, Processor->Pcr.Prcb.Number);
     HalpInitializeLocalApic(FALSE);
     PspAdoptIdleThread(Processor->IdleThread, Processor->IdleStack,
@@ -89,7 +89,7 @@ INIT_CODE void KiStartOtherProcessors(void)
         Processor->Pcr.Prcb.ApicId = HalpAcpi.ApicIds[i];
         KiProcessors[(ULONG)KeNumberProcessors] = Processor;
         if (!KiBringUp(KiOtherProcessorStartup, Processor,
-                       (ULONG64)Processor->IdleStack + KERNEL_STACK_SIZE - 0x200))
+                       (ULONG_PTR)Processor->IdleStack + KERNEL_STACK_SIZE - 0x200))
             KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 11, HalpAcpi.ApicIds[i], 0, 0);
         KeNumberProcessors++;
     }

@@ -1,6 +1,5 @@
-// The service table. In the image it is empty; KeCompactServiceTable fills it
-// at boot with `offset from the table << 4 | arguments on the stack`, which is
-// what Windows x64 makes of its own table, in a function of the same name.
+// The service table. In the image it is empty; KeCompactServiceTable, which on
+// Windows x64 is what puts the table into its final form, fills it at boot.
 
 #include "../include/ke.h"
 #include "../include/nt.h"
@@ -43,10 +42,7 @@ static PVOID const KiUnnamedServices[] = {
 
 static INIT_CODE void KiSetWriteProtection(BOOLEAN On)
 {
-    ULONG64 Value;
-    __asm__ volatile("movq %%cr0, %0" : "=r"(Value));
-    Value = On ? Value | 0x10000 : Value & ~0x10000ull;
-    __asm__ volatile("movq %0, %%cr0" : : "r"(Value) : "memory");
+    KiWriteCr0(On ? KiReadCr0() | 0x10000 : KiReadCr0() & ~(ULONG_PTR)0x10000);
 }
 
 INIT_CODE void KeCompactServiceTable(void)
@@ -54,21 +50,14 @@ INIT_CODE void KeCompactServiceTable(void)
     volatile LONG *Table = KiServiceTable;
 
     KiSetWriteProtection(FALSE);
-    for (ULONG Number = 0; Number < SERVICE_COUNT; Number++) {
-        LONG_PTR Offset = (ULONG_PTR)KiUnnamedServices[Number % ARRAY_COUNT(KiUnnamedServices)] -
-                          (ULONG_PTR)Table;
-        Table[Number] = (LONG)(Offset << 4);
-    }
-    for (ULONG i = 0; i < ARRAY_COUNT(KiServices); i++) {
-        const KI_SERVICE *Service = &KiServices[i];
-        LONG_PTR Offset = (ULONG_PTR)Service->Target - (ULONG_PTR)Table;
-        // The first four arguments are in registers.
-        ULONG OnStack = Service->Arguments > 4 ? Service->Arguments - 4 : 0;
-        Table[Service->Number] = (LONG)(Offset << 4 | OnStack);
-    }
+    for (ULONG Number = 0; Number < SERVICE_COUNT; Number++)
+        KiWriteService(Table, Number, KiUnnamedServices[Number % ARRAY_COUNT(KiUnnamedServices)], 0);
+    for (ULONG i = 0; i < ARRAY_COUNT(KiServices); i++)
+        KiWriteService(Table, KiServices[i].Number, KiServices[i].Target, KiServices[i].Arguments);
     KiSetWriteProtection(TRUE);
 
     KeServiceDescriptorTable[0].Base = KiServiceTable;
     KeServiceDescriptorTable[0].Limit = SERVICE_COUNT;
+    KeServiceDescriptorTable[0].Number = KI_ARGUMENT_TABLE;
     KeServiceDescriptorTableShadow[0] = KeServiceDescriptorTable[0];
 }

@@ -10,13 +10,13 @@ KIRQL KeRaiseIrqlToDpcLevel(void)
     // the code interrupted holds.
     if (Old > DISPATCH_LEVEL)
         KeBugCheckEx(IRQL_NOT_LESS_OR_EQUAL, 0, Old, 0, (ULONG_PTR)KeRaiseIrqlToDpcLevel);
-    KiWriteCr8(DISPATCH_LEVEL);
+    KiSetIrql(DISPATCH_LEVEL);
     return Old;
 }
 
 void KeLowerIrql(KIRQL Irql)
 {
-    KiWriteCr8(Irql);
+    KiSetIrql(Irql);
 }
 
 KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock)
@@ -32,5 +32,5 @@ KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock)
 void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL Irql)
 {
     __atomic_store_n(Lock, 0, __ATOMIC_RELEASE);
-    KiWriteCr8(Irql);
+    KiSetIrql(Irql);
 }

@@ -8,38 +8,26 @@
 #include "../include/mp.h"
 #include "../include/po.h"
 
-typedef struct {
-    __attribute__((aligned(16))) UCHAR Vectors[0x200]; // FXSAVE
-    ULONG64 Registers[8];                              // 0x200
-    ULONG64 Rsp, Rip;                                  // 0x240
-    ULONG64 Cr3, Cr8;                                  // 0x250
-} KI_STATE;
-FIELD_AT(KI_STATE, Rsp, 0x240);
-FIELD_AT(KI_STATE, Cr3, 0x250);
-
-ULONG KiSaveProcessorState(KI_STATE *State) __attribute__((returns_twice));
-NORETURN void KiRestoreProcessorState(const KI_STATE *State);
-
 static KI_STATE KiStates[KI_MAXIMUM_PROCESSORS];
 static volatile LONG KiParked;
 static BOOLEAN KiStayedAwake;
 static KI_SLEEP_ROUTINE *KiSleepRoutine;
 
 // On a stack that nothing in the saved state uses.
-static ULONG64 KiWakingStack(KI_PROCESSOR *Processor)
+static ULONG_PTR KiWakingStack(KI_PROCESSOR *Processor)
 {
-    return (ULONG64)Processor->IstStacks[2] + IST_STACK_SIZE - 0x10;
+    return (ULONG_PTR)Processor->IstStacks[2] + IST_STACK_SIZE - 0x10;
 }
 
 static void KiWakeProcessor(KI_PROCESSOR *Processor)
 {
     PKPRCB Prcb = &Processor->Pcr.Prcb;
 
-    __asm__ volatile("movq %0, %%cr3" : : "r"(MiSystemRoot()) : "memory");
+    KiWriteRoot(MiSystemRoot());
     if (Prcb->Number == 0)
         PopFirstAfterWake();
     KiInitializeProcessor(Processor, Prcb->Number);
-    KiWriteMsr(0xC0000102, (ULONG64)Prcb->CurrentThread->Teb); // IA32_KERNEL_GS_BASE
+    KiSetTeb(Prcb->CurrentThread);
     HalpInitializeLocalApic(Prcb->Number == 0);
     if (Prcb->Number != 0)
         KiArrive(Processor);
@@ -48,8 +36,8 @@ static void KiWakeProcessor(KI_PROCESSOR *Processor)
 
 KI_LOW_START KiWakingPlace(void)
 {
-    return (KI_LOW_START){KiLowRoot, (ULONG64)KiWakeProcessor, KiWakingStack(KiProcessors[0]),
-                          (ULONG64)KiProcessors[0]};
+    return (KI_LOW_START){KiLowRoot, (ULONG_PTR)KiWakeProcessor, KiWakingStack(KiProcessors[0]),
+                          (ULONG_PTR)KiProcessors[0]};
 }
 
 static void KiWakeOthers(void)
@@ -67,7 +55,7 @@ static void KiWakeOthers(void)
 static ULONG_PTR KiSuspendProcessor(ULONG_PTR Unused)
 {
     PKPRCB Prcb = KeGetCurrentPrcb();
-    ULONG64 Flags = KiReadFlags();
+    ULONG_PTR Flags = KiReadFlags();
     (void)Unused;
 
     KiDisableInterrupts();

@@ -29,7 +29,7 @@ static void KiInterrupt(PKTRAP_FRAME Frame, ULONG Vector)
 
     Frame->PreviousIrql = KeGetCurrentIrql();
     if (Level > Frame->PreviousIrql)
-        KiWriteCr8(Level);
+        KiSetIrql(Level);
     switch (Vector) {
     case DISPATCH_VECTOR:
         // Ended before the processor may go to another thread.
@@ -49,7 +49,7 @@ static void KiInterrupt(PKTRAP_FRAME Frame, ULONG Vector)
     default:
         KiDeviceInterrupt(Vector - HAL_VECTOR_BASE);
     }
-    KiWriteCr8(Frame->PreviousIrql);
+    KiSetIrql(Frame->PreviousIrql);
 }
 
 static BOOLEAN KiIsInterrupt(ULONG Vector)
@@ -65,7 +65,8 @@ static void KiUserException(PKTRAP_FRAME Frame, ULONG Vector)
     KiEnableInterrupts();
     ConPrint("! exception vector=%u process=%s thread=%llu rip=0x%llx address=0x%llx",
              Vector, ((PEPROCESS)Thread->Tcb.Process)->ImageFileName,
-             (ULONG64)Thread->Cid.UniqueThread, Frame->Rip, Frame->FaultAddress);
+             (ULONG64)(ULONG_PTR)Thread->Cid.UniqueThread, (ULONG64)KiFrameIp(Frame),
+             (ULONG64)Frame->FaultAddress);
     ConAbandonWork(Thread);
     PspExitThread();
 }
@@ -74,8 +75,8 @@ static void KiUserException(PKTRAP_FRAME Frame, ULONG Vector)
 // Windows' page-fault handler knows the copying loop in the same way.
 static BOOLEAN KiIsServiceCopyFault(PKTRAP_FRAME Frame, ULONG Vector)
 {
-    return (Vector == 13 || Vector == 14) && Frame->Rip >= (ULONG64)KiSystemServiceCopyStart &&
-           Frame->Rip < (ULONG64)KiSystemServiceCopyEnd;
+    return (Vector == 13 || Vector == 14) && KiFrameIp(Frame) >= (ULONG_PTR)KiSystemServiceCopyStart &&
+           KiFrameIp(Frame) < (ULONG_PTR)KiSystemServiceCopyEnd;
 }
 
 // The kernel's own access to a page that is absent; in a pageable section it is
@@ -86,7 +87,7 @@ static void KiKernelPageFault(PKTRAP_FRAME Frame)
 
     if (Irql >= DISPATCH_LEVEL)
         KeBugCheck2(IRQL_NOT_LESS_OR_EQUAL, Frame->FaultAddress, Irql, Frame->ErrorCode >> 1 & 1,
-                    Frame->Rip, Frame);
+                    KiFrameIp(Frame), Frame);
     // With interrupts off, too, it must not be: the code there counts on being alone.
     if (Frame->EFlags & 0x200) {
         KiEnableInterrupts();
@@ -94,7 +95,7 @@ static void KiKernelPageFault(PKTRAP_FRAME Frame)
             return;
     }
     KeBugCheck2(PAGE_FAULT_IN_NONPAGED_AREA, Frame->FaultAddress, Frame->ErrorCode >> 1 & 1,
-                Frame->Rip, 0, Frame);
+                KiFrameIp(Frame), 0, Frame);
 }
 
 static NORETURN void KiKernelException(PKTRAP_FRAME Frame, ULONG Vector)
@@ -102,12 +103,12 @@ static NORETURN void KiKernelException(PKTRAP_FRAME Frame, ULONG Vector)
     switch (Vector) {
     case 2:
         KiFreezeIfBugCheck();
-        KeBugCheck2(NMI_HARDWARE_FAILURE, 0, 0, Frame->Rip, 0, Frame);
+        KeBugCheck2(NMI_HARDWARE_FAILURE, 0, 0, KiFrameIp(Frame), 0, Frame);
     case 3:
         // STATUS_BREAKPOINT with no debugger.
-        KeBugCheck2(KMODE_EXCEPTION_NOT_HANDLED, 0x80000003, Frame->Rip, 0, 0, Frame);
+        KeBugCheck2(KMODE_EXCEPTION_NOT_HANDLED, 0x80000003, KiFrameIp(Frame), 0, 0, Frame);
     default:
-        KeBugCheck2(UNEXPECTED_KERNEL_MODE_TRAP, Vector, Frame->Rip, Frame->Rsp,
+        KeBugCheck2(UNEXPECTED_KERNEL_MODE_TRAP, Vector, KiFrameIp(Frame), KiFrameSp(Frame),
                     Frame->ErrorCode, Frame);
     }
 }
@@ -121,7 +122,7 @@ void KiDispatchTrap(PKTRAP_FRAME Frame, ULONG Vector)
     else if (Frame->SegCs & 1 && Vector != 2 && Vector != 8 && Vector != 18)
         KiUserException(Frame, Vector);
     else if (KiIsServiceCopyFault(Frame, Vector))
-        Frame->Rip = (ULONG64)KiSystemServiceCopyFault;
+        KiSetFrameIp(Frame, KiSystemServiceCopyFault);
     else if (Vector == 14)
         KiKernelPageFault(Frame);
     else

@@ -7,7 +7,7 @@
 
 void MiFreeInitializationCode(void)
 {
-    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    ULONG_PTR Base = MiBootBlock->kernelVirtualBase;
     const PE_HEADERS *Headers = PeHeaders((PVOID)Base);
     const PE_SECTION *Section = PeSections(Headers);
 
@@ -17,9 +17,9 @@ void MiFreeInitializationCode(void)
     for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
         if (!(Section->characteristics & PE_SECTION_DISCARDABLE))
             continue;
-        for (ULONG64 At = 0; At < Section->virtualSize; At += PAGE_SIZE) {
-            ULONG64 Address = Base + Section->virtualAddress + At;
-            ULONG64 *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
+        for (ULONG At = 0; At < Section->virtualSize; At += PAGE_SIZE) {
+            ULONG_PTR Address = Base + Section->virtualAddress + At;
+            MMPTE *Pte = MmFindPte(MiSystemRoot(), Address, FALSE);
             if (Pte)
                 MiWritePte(Pte, 0);
         }

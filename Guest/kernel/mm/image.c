@@ -9,8 +9,8 @@
 #include "../../common/hibernation.h"
 
 static PUCHAR MiBuffer; // what is being written: memory changes meanwhile
-static ULONG64 MiWindow;
-static volatile ULONG64 *MiWindowPte;
+static ULONG_PTR MiWindow;
+static volatile MMPTE *MiWindowPte;
 
 static ULONG64 MiImageSize(void)
 {
@@ -51,11 +51,11 @@ void MmCloseImageWindow(void)
 // The frames of the kernel's image are not in the direct map.
 static void MiCopyFrame(PVOID To, ULONG64 Frame)
 {
-    if (Frame - MiBootBlock->kernelPhysicalBase >= 0x200000) {
+    if (Frame - MiBootBlock->kernelPhysicalBase >= LARGE_PAGE_SIZE) {
         RtlCopyMemory(To, MmPhysicalToVirtual(Frame), PAGE_SIZE);
         return;
     }
-    MiWritePte(MiWindowPte, Frame | PTE_PRESENT | PTE_NX);
+    MiWritePte(MiWindowPte, (MMPTE)Frame | PTE_PRESENT | PTE_NX);
     KeInvalidatePage(MiWindow);
     RtlCopyMemory(To, (PVOID)MiWindow, PAGE_SIZE);
     MmCloseImageWindow();
@@ -78,7 +78,7 @@ BOOLEAN MmDiscardImage(void)
 BOOLEAN MmWriteImage(const KI_LOW_START *Where)
 {
     HIBERNATION_HEADER Header = {
-        HIBERNATION_MAGIC, MiImageSize(), HIBERNATION_HASH_BEGIN, MiBootBlock->directMapSize,
+        HIBERNATION_MAGIC, MI_PAGING, MiImageSize(), HIBERNATION_HASH_BEGIN, MiBootBlock->directMapSize,
         Where->Root, Where->Entry, Where->Stack, Where->Argument,
     };
     ULONG Sector = 1;
@@ -86,7 +86,7 @@ BOOLEAN MmWriteImage(const KI_LOW_START *Where)
     if (!MmDiscardImage())
         return FALSE;
     for (ULONG64 At = 0; At < Header.size; At += HIBERNATION_CHUNK) {
-        for (ULONG64 Page = 0; Page < HIBERNATION_CHUNK; Page += PAGE_SIZE)
+        for (ULONG Page = 0; Page < HIBERNATION_CHUNK; Page += PAGE_SIZE)
             MiCopyFrame(MiBuffer + Page, HIBERNATION_START + At + Page);
         Header.hash = HibernationHash(Header.hash, MiBuffer, HIBERNATION_CHUNK);
         if (!AtaWrite(Sector, MiBuffer, HIBERNATION_CHUNK / ATA_SECTOR))

@@ -10,7 +10,7 @@ typedef struct {
     USHORT Class, State;
     ULONG Tag;
     PVOID Next; // while free
-} POOL_BLOCK;
+} __attribute__((aligned(16))) POOL_BLOCK;
 C_ASSERT(sizeof(POOL_BLOCK) == 16);
 
 #define BLOCK_IN_USE 0xA110
@@ -20,7 +20,8 @@ C_ASSERT(sizeof(POOL_BLOCK) == 16);
 #define LARGEST_CLASS 20 // 1 MiB
 
 typedef struct {
-    ULONG64 Base, Next, Mapped, Rights; // from Base to Next given out, to Mapped backed
+    ULONG_PTR Base, Next, Mapped; // from Base to Next given out, to Mapped backed
+    MMPTE Rights;
     POOL_BLOCK *FreeBlocks[LARGEST_CLASS + 1];
 } POOL_REGION;
 
@@ -36,31 +37,31 @@ INIT_CODE void MiInitializePool(void)
 {
     // All page tables of the regions at once, so that none is made later with
     // the lock held.
-    for (ULONG64 At = 0; At < MmPoolRegions * MM_NONPAGED_POOL_SIZE; At += 512 * PAGE_SIZE)
+    for (ULONG_PTR At = 0; At < MmPoolRegions * MM_NONPAGED_POOL_SIZE; At += PAGE_SIZE << MM_LEVEL_BITS)
         MmFindPte(MiSystemRoot(), MM_NONPAGED_POOL_BASE + At, TRUE);
 }
 
-ULONG64 MiPoolRegionBase(MM_POOL_REGION Region)
+ULONG_PTR MiPoolRegionBase(MM_POOL_REGION Region)
 {
     return MiRegions[Region].Base;
 }
 
-ULONG64 MiPoolRegionRights(MM_POOL_REGION Region)
+MMPTE MiPoolRegionRights(MM_POOL_REGION Region)
 {
     return MiRegions[Region].Rights;
 }
 
-ULONG64 MiPoolRegionMapped(MM_POOL_REGION Region)
+ULONG_PTR MiPoolRegionMapped(MM_POOL_REGION Region)
 {
     KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&MiPoolLock);
-    ULONG64 Mapped = MiRegions[Region].Mapped - MiRegions[Region].Base;
+    ULONG_PTR Mapped = MiRegions[Region].Mapped - MiRegions[Region].Base;
     KeReleaseSpinLock(&MiPoolLock, Irql);
     return Mapped;
 }
 
 static POOL_BLOCK *MiExtendPool(POOL_REGION *Region, ULONG Class)
 {
-    SIZE_T Size = 1ull << Class;
+    SIZE_T Size = (SIZE_T)1 << Class;
     if (Region->Next + Size > Region->Base + MM_NONPAGED_POOL_SIZE)
         return NULL;
     POOL_BLOCK *Block = (POOL_BLOCK *)Region->Next;
@@ -68,7 +69,7 @@ static POOL_BLOCK *MiExtendPool(POOL_REGION *Region, ULONG Class)
         ULONG64 Frame = MmAllocateFrame();
         if (!Frame)
             return NULL;
-        MmMapPage(MiSystemRoot(), Region->Mapped, Frame | Region->Rights);
+        MmMapPage(MiSystemRoot(), Region->Mapped, (MMPTE)Frame | Region->Rights);
         Region->Mapped += PAGE_SIZE;
     }
     Region->Next += Size;
@@ -78,7 +79,7 @@ static POOL_BLOCK *MiExtendPool(POOL_REGION *Region, ULONG Class)
 // Where a block lies says which list it goes back to.
 static POOL_REGION *MiRegionOf(const POOL_BLOCK *Block)
 {
-    BOOLEAN IsData = (ULONG64)Block - MM_NONPAGED_POOL_BASE < MM_NONPAGED_POOL_SIZE;
+    BOOLEAN IsData = (ULONG_PTR)Block - MM_NONPAGED_POOL_BASE < MM_NONPAGED_POOL_SIZE;
     return &MiRegions[IsData ? MmPoolNx : MmPoolExecutable];
 }
 
@@ -112,7 +113,7 @@ PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag)
     POOL_REGION *Region = &MiRegions[Type == NonPagedPool ? MmPoolExecutable : MmPoolNx];
     USHORT Class = SMALLEST_CLASS;
 
-    while (Class <= LARGEST_CLASS && (1ull << Class) < Size + sizeof(POOL_BLOCK))
+    while (Class <= LARGEST_CLASS && ((SIZE_T)1 << Class) < Size + sizeof(POOL_BLOCK))
         Class++;
     if (Class > LARGEST_CLASS)
         return NULL;
@@ -132,7 +133,7 @@ PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Size, ULONG Tag)
     KeReleaseSpinLock(&MiPoolLock, Irql);
     if (!Block)
         return NULL;
-    RtlZeroMemory(Block + 1, (1ull << Class) - sizeof *Block);
+    RtlZeroMemory(Block + 1, ((SIZE_T)1 << Class) - sizeof *Block);
     return Block + 1;
 }
 

@@ -7,16 +7,17 @@
 
 // The frames of a region: first the new ones, after the move the old.
 static struct {
-    ULONG64 *Frames, Count;
+    ULONG64 *Frames;
+    ULONG_PTR Count;
 } MiMoved[MmPoolRegions];
 static BOOLEAN MiPoolGone;
 
-static ULONG64 MiPoolPage(ULONG Region, ULONG64 Page)
+static ULONG_PTR MiPoolPage(ULONG Region, ULONG_PTR Page)
 {
     return MiPoolRegionBase(Region) + Page * PAGE_SIZE;
 }
 
-static volatile ULONG64 *MiPoolPte(ULONG Region, ULONG64 Page)
+static volatile MMPTE *MiPoolPte(ULONG Region, ULONG_PTR Page)
 {
     return MmFindPte(MiSystemRoot(), MiPoolPage(Region, Page), FALSE);
 }
@@ -33,7 +34,7 @@ NTSTATUS MmPreparePoolMove(void)
             return STATUS_NO_MEMORY;
     }
     for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
-        ULONG64 Pages = MiPoolRegionMapped(Region) / PAGE_SIZE;
+        ULONG_PTR Pages = MiPoolRegionMapped(Region) / PAGE_SIZE;
         MiMoved[Region].Count = 0;
         while (MiMoved[Region].Count < Pages) {
             ULONG64 Frame = MmAllocateFrame();
@@ -50,12 +51,12 @@ NTSTATUS MmPreparePoolMove(void)
 void MmTakePoolAway(void)
 {
     for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
-        for (ULONG64 i = 0; i < MiMoved[Region].Count; i++) {
-            volatile ULONG64 *Pte = MiPoolPte(Region, i);
+        for (ULONG_PTR i = 0; i < MiMoved[Region].Count; i++) {
+            volatile MMPTE *Pte = MiPoolPte(Region, i);
             ULONG64 Old = *Pte & PTE_FRAME, New = MiMoved[Region].Frames[i];
             RtlCopyMemory(MmPhysicalToVirtual(New), MmPhysicalToVirtual(Old), PAGE_SIZE);
             // The frame that it will be in waits in the entry, which is not valid.
-            MiWritePte(Pte, New);
+            MiWritePte(Pte, (MMPTE)New);
             MiMoved[Region].Frames[i] = Old;
             KeInvalidatePage(MiPoolPage(Region, i));
         }
@@ -68,8 +69,8 @@ void MmReturnPool(void)
     if (!MiPoolGone)
         return; // it did not go: the memory is that of before, read from the disk
     for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
-        for (ULONG64 i = 0; i < MiMoved[Region].Count; i++) {
-            volatile ULONG64 *Pte = MiPoolPte(Region, i);
+        for (ULONG_PTR i = 0; i < MiMoved[Region].Count; i++) {
+            volatile MMPTE *Pte = MiPoolPte(Region, i);
             MiWritePte(Pte, (*Pte & PTE_FRAME) | MiPoolRegionRights(Region));
         }
     }
@@ -81,7 +82,7 @@ void MmReturnPool(void)
 void MmFinishPoolMove(void)
 {
     for (ULONG Region = 0; Region < MmPoolRegions; Region++) {
-        for (ULONG64 i = 0; i < MiMoved[Region].Count; i++) {
+        for (ULONG_PTR i = 0; i < MiMoved[Region].Count; i++) {
             memset(MmPhysicalToVirtual(MiMoved[Region].Frames[i]), 0xDD, PAGE_SIZE);
             MmFreeFrame(MiMoved[Region].Frames[i]);
         }

@@ -5,21 +5,21 @@
 
 #include "../include/mm.h"
 
-void MiWritePte(volatile ULONG64 *Pte, ULONG64 Entry)
+void MiWritePte(volatile MMPTE *Pte, MMPTE Entry)
 {
-    *Pte = Entry;
+    MiStorePte(Pte, Entry);
 }
 
 // The entry that was there.
-ULONG64 MiExchangePte(volatile ULONG64 *Pte, ULONG64 Entry)
+MMPTE MiExchangePte(volatile MMPTE *Pte, MMPTE Entry)
 {
     return __atomic_exchange_n(Pte, Entry, __ATOMIC_SEQ_CST);
 }
 
 // Sets the bits in `Mask` to those of `Entry`, and returns the entry that was there.
-ULONG64 MiChangePte(volatile ULONG64 *Pte, ULONG64 Mask, ULONG64 Entry)
+MMPTE MiChangePte(volatile MMPTE *Pte, MMPTE Mask, MMPTE Entry)
 {
-    ULONG64 Old = *Pte;
+    MMPTE Old = *Pte;
     while (!__atomic_compare_exchange_n(Pte, &Old, (Old & ~Mask) | (Entry & Mask), FALSE,
                                         __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
         ;

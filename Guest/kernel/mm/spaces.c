@@ -5,76 +5,51 @@
 #include "../include/rtl.h"
 #include "../include/shareddata.h"
 
-ULONG64 MmUserProbeAddress = 0x7FFFFFFF0000;
+ULONG_PTR MmUserProbeAddress = MM_USER_PROBE_ADDRESS;
 
-static ULONG64 MiRoot;
+static ULONG_PTR MiRoot;
 static ULONG64 MiSharedDataFrame;
-static volatile ULONG64 MiNextSystemPage = MM_SYSTEM_PTES_BASE;
+static volatile ULONG_PTR MiNextSystemPage = MM_SYSTEM_PTES_BASE;
 
-ULONG64 MiSystemRoot(void)
+ULONG_PTR MiSystemRoot(void)
 {
     return MiRoot;
 }
 
 INIT_CODE void MiInitializeSpaces(const BOOT_BLOCK *Block)
 {
-    MiRoot = Block->pageTableRoot;
-    // The loader's identity mapping goes; from here on the low half is empty.
-    *(ULONG64 *)MmPhysicalToVirtual(MiRoot) = 0;
-    __asm__ volatile("movq %0, %%cr3" : : "r"(MiRoot) : "memory");
-
-    // Every root copies the upper half when it is made. So that later changes
-    // reach all, what hangs from it exists before the first copy.
-    MmFindPte(MiRoot, MM_SYSTEM_PTES_BASE, TRUE);
-    MmFindPte(MiRoot, MM_NONPAGED_POOL_BASE, TRUE);
-    MmFindPte(MiRoot, MM_LOCAL_APIC_VA, TRUE);
+    MiRoot = (ULONG_PTR)Block->pageTableRoot;
+    // The loader's identity mapping goes, and what hangs from the upper half of a
+    // root exists before the first copy, so that later changes reach all.
+    MiPrepareSystemTables();
+    KiWriteRoot(MiRoot);
 
     MiSharedDataFrame = MmAllocateFrame();
-    MmMapPage(MiRoot, KI_USER_SHARED_DATA, MiSharedDataFrame | MM_KERNEL_RW);
+    MmMapPage(MiRoot, KI_USER_SHARED_DATA, (MMPTE)MiSharedDataFrame | MM_KERNEL_RW);
 }
 
-ULONG64 MmCreateAddressSpace(void)
+ULONG_PTR MmCreateAddressSpace(void)
 {
-    ULONG64 Root = MmAllocateFrame();
-    if (!Root)
-        return 0;
-    ULONG64 *Table = MmPhysicalToVirtual(Root);
-    RtlCopyMemory(Table + 256, (ULONG64 *)MmPhysicalToVirtual(MiRoot) + 256, PAGE_SIZE / 2);
-    MiWritePte(&Table[MiBootBlock->selfMapIndex], Root | MM_KERNEL_RW);
-    MmMapPage(Root, MM_SHARED_USER_DATA_VA, MiSharedDataFrame | MM_USER_R);
-    return Root;
-}
-
-// For the few instructions between real mode and the kernel's own root: the
-// processor must find the next one where it was before paging.
-ULONG64 MmCreateLowRoot(void)
-{
-    ULONG64 Root = MmAllocateFrame(), Pointers = MmAllocateFrame(), Directory = MmAllocateFrame();
-    // A CR3 is loaded from 32 bits there.
-    if (!Root || !Pointers || !Directory || Root >> 32)
-        KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 12, Root, 0, 0);
-    ULONG64 *Table = MmPhysicalToVirtual(Root);
-    RtlCopyMemory(Table + 256, (ULONG64 *)MmPhysicalToVirtual(MiRoot) + 256, PAGE_SIZE / 2);
-    Table[0] = Pointers | PTE_PRESENT | PTE_WRITE;
-    *(ULONG64 *)MmPhysicalToVirtual(Pointers) = Directory | PTE_PRESENT | PTE_WRITE;
-    *(ULONG64 *)MmPhysicalToVirtual(Directory) = PTE_PRESENT | PTE_WRITE | PTE_LARGE;
+    ULONG_PTR Root = MiCreateRoot();
+    if (Root)
+        MmMapPage(Root, MM_SHARED_USER_DATA_VA, (MMPTE)MiSharedDataFrame | MM_USER_R);
     return Root;
 }
 
 // Addresses between guard pages, never given back.
-ULONG64 MmReserveSystemPages(SIZE_T Size)
+ULONG_PTR MmReserveSystemPages(SIZE_T Size)
 {
     return PAGE_SIZE + __atomic_fetch_add(&MiNextSystemPage, PAGE_ALIGN_UP(Size) + PAGE_SIZE, __ATOMIC_SEQ_CST);
 }
 
 PVOID MmAllocateSystemPages(SIZE_T Size)
 {
-    ULONG64 Base = MmReserveSystemPages(Size);
-    for (ULONG64 At = 0; At < Size; At += PAGE_SIZE) {
+    ULONG_PTR Base = MmReserveSystemPages(Size);
+    for (SIZE_T At = 0; At < Size; At += PAGE_SIZE) {
         ULONG64 Frame = MmAllocateFrame();
         if (!Frame)
             return NULL;
-        MmMapPage(MiRoot, Base + At, Frame | MM_KERNEL_RW);
+        MmMapPage(MiRoot, Base + At, (MMPTE)Frame | MM_KERNEL_RW);
     }
     return (PVOID)Base;
 }
@@ -102,18 +77,18 @@ void MmDeleteKernelStack(PVOID StackLimit)
     KeReleaseSpinLock(&MiDeadStackLock, Irql);
 }
 
-void MmAllocateUserPages(ULONG64 Root, ULONG64 Address, SIZE_T Size, ULONG64 Rights)
+void MmAllocateUserPages(ULONG_PTR Root, ULONG_PTR Address, SIZE_T Size, MMPTE Rights)
 {
-    for (ULONG64 At = 0; At < PAGE_ALIGN_UP(Size); At += PAGE_SIZE) {
+    for (SIZE_T At = 0; At < PAGE_ALIGN_UP(Size); At += PAGE_SIZE) {
         ULONG64 Frame = MmAllocateFrame();
         if (!Frame)
             KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 2, Address, Size, 0);
-        MmMapPage(Root, Address + At, Frame | Rights);
+        MmMapPage(Root, Address + At, (MMPTE)Frame | Rights);
     }
 }
 
 // Writes into a space that need not be the current one, whatever its rights.
-void MmCopyToSpace(ULONG64 Root, ULONG64 Address, const void *From, SIZE_T Size)
+void MmCopyToSpace(ULONG_PTR Root, ULONG_PTR Address, const void *From, SIZE_T Size)
 {
     const UCHAR *Bytes = From;
     while (Size) {

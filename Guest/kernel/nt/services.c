@@ -11,7 +11,7 @@ static BOOLEAN NtpIsAccessible(const void *Address, SIZE_T Size, BOOLEAN Write)
 {
     if (KiCurrentThread()->PreviousMode == KernelMode)
         return TRUE;
-    return MmIsUserRangeValid(PsGetCurrentProcess()->Pcb.DirectoryTableBase, (ULONG64)Address,
+    return MmIsUserRangeValid(PsGetCurrentProcess()->Pcb.DirectoryTableBase, (ULONG_PTR)Address,
                               Size, Write);
 }
 
@@ -72,7 +72,7 @@ NTSTATUS NtQuerySystemInformation(ULONG Class, PVOID Buffer, ULONG Length, PULON
     struct {
         ULONG Reserved, TimerResolution, PageSize, NumberOfPhysicalPages;
         ULONG LowestPhysicalPage, HighestPhysicalPage, AllocationGranularity;
-        ULONG64 MinimumUserModeAddress, MaximumUserModeAddress, ActiveProcessors;
+        ULONG_PTR MinimumUserModeAddress, MaximumUserModeAddress, ActiveProcessors;
         CHAR NumberOfProcessors;
     } Information = {0};
 
@@ -86,7 +86,7 @@ NTSTATUS NtQuerySystemInformation(ULONG Class, PVOID Buffer, ULONG Length, PULON
     Information.AllocationGranularity = 0x10000;
     Information.MinimumUserModeAddress = 0x10000;
     Information.MaximumUserModeAddress = MmUserProbeAddress - 1;
-    Information.ActiveProcessors = (1ull << KeNumberProcessors) - 1;
+    Information.ActiveProcessors = ((ULONG_PTR)1 << KeNumberProcessors) - 1;
     Information.NumberOfProcessors = KeNumberProcessors;
     return NtpReturn(Buffer, Length, ReturnLength, &Information, sizeof Information);
 }
@@ -99,7 +99,7 @@ NTSTATUS NtQueryInformationProcess(HANDLE Process, ULONG Class, PVOID Buffer, UL
     struct {
         NTSTATUS ExitStatus;
         PVOID PebBaseAddress;
-        ULONG64 AffinityMask;
+        ULONG_PTR AffinityMask;
         LONG BasePriority;
         HANDLE UniqueProcessId, InheritedFromUniqueProcessId;
     } Information = {0};
@@ -110,7 +110,7 @@ NTSTATUS NtQueryInformationProcess(HANDLE Process, ULONG Class, PVOID Buffer, UL
         return STATUS_INVALID_INFO_CLASS;
     Information.ExitStatus = (NTSTATUS)0x103; // STATUS_PENDING: it runs
     Information.PebBaseAddress = Current->Peb;
-    Information.AffinityMask = (1ull << KeNumberProcessors) - 1;
+    Information.AffinityMask = ((ULONG_PTR)1 << KeNumberProcessors) - 1;
     Information.BasePriority = 8;
     Information.UniqueProcessId = Current->UniqueProcessId;
     Information.InheritedFromUniqueProcessId = Current->InheritedFromUniqueProcessId;

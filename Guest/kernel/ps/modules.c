@@ -3,36 +3,37 @@
 
 #include "../include/mm.h"
 #include "../include/ps.h"
+#include "../../common/build.h"
 #include "../../common/pe.h"
 
 LIST_ENTRY PsLoadedModuleList;
 
 typedef struct {
-    LIST_ENTRY InLoadOrderLinks;  // 0x00
-    PVOID ExceptionTable;         // 0x10
-    ULONG ExceptionTableSize, Fill0;
+    LIST_ENTRY InLoadOrderLinks;  // x64: 0x00, x86: 0x00
+    PVOID ExceptionTable;         // 0x10, 0x08
+    ULONG_PTR ExceptionTableSize;
     PVOID GpValue, NonPagedDebugInfo;
-    PVOID DllBase;                // 0x30
-    PVOID EntryPoint;             // 0x38
-    ULONG SizeOfImage, Fill1;     // 0x40
-    UNICODE_STRING FullDllName;   // 0x48
-    UNICODE_STRING BaseDllName;   // 0x58
-    ULONG Flags;                  // 0x68
+    PVOID DllBase;                // 0x30, 0x18
+    PVOID EntryPoint;             // 0x38, 0x1C
+    ULONG_PTR SizeOfImage;        // 0x40, 0x20; of 32 bits
+    UNICODE_STRING FullDllName;   // 0x48, 0x24
+    UNICODE_STRING BaseDllName;   // 0x58, 0x2C
+    ULONG Flags;                  // 0x68, 0x34
     USHORT LoadCount, Fill2;
-    UCHAR Reserved70[0xA0 - 0x70];
+    ULONG_PTR Reserved[6];
 } KLDR_DATA_TABLE_ENTRY;
-FIELD_AT(KLDR_DATA_TABLE_ENTRY, DllBase, 0x30);
-FIELD_AT(KLDR_DATA_TABLE_ENTRY, SizeOfImage, 0x40);
-FIELD_AT(KLDR_DATA_TABLE_ENTRY, BaseDllName, 0x58);
+FIELD_AT(KLDR_DATA_TABLE_ENTRY, DllBase, 6 * sizeof(PVOID));
+FIELD_AT(KLDR_DATA_TABLE_ENTRY, SizeOfImage, 8 * sizeof(PVOID));
+FIELD_AT(KLDR_DATA_TABLE_ENTRY, BaseDllName, NT_64 ? 0x58 : 0x2C);
 
-static WCHAR PspKernelPath[] = L"\\SystemRoot\\system32\\ntoskrnl.exe";
+static WCHAR PspKernelPath[] = L"\\SystemRoot\\system32\\" NT_KERNEL_NAME;
 #define DIRECTORY_LENGTH 21
 
 INIT_CODE void PsInitializeLoadedModuleList(void)
 {
     KLDR_DATA_TABLE_ENTRY *Kernel =
         ExAllocatePoolWithTag(NonPagedPoolNx, sizeof *Kernel, 'dLmM');
-    ULONG64 Base = MiBootBlock->kernelVirtualBase;
+    ULONG_PTR Base = MiBootBlock->kernelVirtualBase;
 
     if (!Kernel)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 9, 0, 0, 0);

@@ -1,41 +1,47 @@
 // A process's own description of itself, in its memory: PEB, loader data, TEB.
 // Layout: `dt ntdll!_PEB`, `_PEB_LDR_DATA`, `_LDR_DATA_TABLE_ENTRY`, `_TEB` of
-// Windows 10 x64 public symbols.
+// public symbols, Windows 10 x64 and Windows 7 x86, whose fields up to here are the
+// same but for the width of a pointer.
 
 #include "../include/mm.h"
 #include "../include/ps.h"
 #include "../include/rtl.h"
+#include "../../common/build.h"
 #include "../../common/pe.h"
 
 typedef struct {
-    LIST_ENTRY InLoadOrderLinks;           // 0x00
-    LIST_ENTRY InMemoryOrderLinks;         // 0x10
-    LIST_ENTRY InInitializationOrderLinks; // 0x20
-    PVOID DllBase, EntryPoint;             // 0x30
-    ULONG SizeOfImage, Fill;               // 0x40
-    UNICODE_STRING FullDllName;            // 0x48
-    UNICODE_STRING BaseDllName;            // 0x58
-    UCHAR Reserved68[0x120 - 0x68];
+    LIST_ENTRY InLoadOrderLinks;           // x64: 0x00, x86: 0x00
+    LIST_ENTRY InMemoryOrderLinks;         // 0x10, 0x08
+    LIST_ENTRY InInitializationOrderLinks; // 0x20, 0x10
+    PVOID DllBase, EntryPoint;             // 0x30, 0x18
+    ULONG_PTR SizeOfImage;                 // 0x40, 0x20; of 32 bits
+    UNICODE_STRING FullDllName;            // 0x48, 0x24
+    UNICODE_STRING BaseDllName;            // 0x58, 0x2C
+    ULONG_PTR Reserved[23];
 } LDR_DATA_TABLE_ENTRY;
-FIELD_AT(LDR_DATA_TABLE_ENTRY, DllBase, 0x30);
-FIELD_AT(LDR_DATA_TABLE_ENTRY, BaseDllName, 0x58);
+FIELD_AT(LDR_DATA_TABLE_ENTRY, DllBase, NT_64 ? 0x30 : 0x18);
+FIELD_AT(LDR_DATA_TABLE_ENTRY, SizeOfImage, NT_64 ? 0x40 : 0x20);
+FIELD_AT(LDR_DATA_TABLE_ENTRY, FullDllName, NT_64 ? 0x48 : 0x24);
+FIELD_AT(LDR_DATA_TABLE_ENTRY, BaseDllName, NT_64 ? 0x58 : 0x2C);
 
 typedef struct {
     ULONG Length;
     UCHAR Initialized, Fill[3];
     PVOID SsHandle;
-    LIST_ENTRY InLoadOrderModuleList;           // 0x10
-    LIST_ENTRY InMemoryOrderModuleList;         // 0x20
-    LIST_ENTRY InInitializationOrderModuleList; // 0x30
+    LIST_ENTRY InLoadOrderModuleList;           // 0x10, 0x0C
+    LIST_ENTRY InMemoryOrderModuleList;         // 0x20, 0x14
+    LIST_ENTRY InInitializationOrderModuleList; // 0x30, 0x1C
 } PEB_LDR_DATA;
-FIELD_AT(PEB_LDR_DATA, InLoadOrderModuleList, 0x10);
+FIELD_AT(PEB_LDR_DATA, InLoadOrderModuleList, NT_64 ? 0x10 : 0x0C);
 
 typedef struct {
-    UCHAR Flags[8];
-    PVOID Mutant;           // 0x08
-    PVOID ImageBaseAddress; // 0x10
-    PEB_LDR_DATA *Ldr;      // 0x18
+    UCHAR Flags[sizeof(PVOID)];
+    PVOID Mutant;           // 0x08, 0x04
+    PVOID ImageBaseAddress; // 0x10, 0x08
+    PEB_LDR_DATA *Ldr;      // 0x18, 0x0C
 } PEB;
+FIELD_AT(PEB, ImageBaseAddress, NT_64 ? 0x10 : 0x08);
+FIELD_AT(PEB, Ldr, NT_64 ? 0x18 : 0x0C);
 
 #define MODULES 2
 #define NAME_MAXIMUM 64
@@ -52,19 +58,19 @@ C_ASSERT(sizeof(PEB_BLOCK) <= 0x1000);
 
 #define USER(block, field) ((PVOID)((block) + offsetof(PEB_BLOCK, field)))
 
-static void PspLink(LIST_ENTRY *Here, ULONG64 Next, ULONG64 Previous)
+static void PspLink(LIST_ENTRY *Here, ULONG_PTR Next, ULONG_PTR Previous)
 {
     Here->Flink = (PLIST_ENTRY)Next;
     Here->Blink = (PLIST_ENTRY)Previous;
 }
 
-static void PspDescribeModule(PEB_BLOCK *Block, ULONG64 At, ULONG Index, const CHAR *Name,
-                              ULONG64 Base, ULONG64 Size, ULONG64 Entry)
+static void PspDescribeModule(PEB_BLOCK *Block, ULONG_PTR At, ULONG Index, const CHAR *Name,
+                              ULONG_PTR Base, ULONG_PTR Size, ULONG Entry)
 {
     static const CHAR Directory[] = "C:\\Windows\\System32\\";
     LDR_DATA_TABLE_ENTRY *Module = &Block->Modules[Index];
     WCHAR *Text = Block->Names[Index];
-    ULONG64 UserText = At + offsetof(PEB_BLOCK, Names) + Index * sizeof Block->Names[0];
+    ULONG_PTR UserText = At + offsetof(PEB_BLOCK, Names) + Index * sizeof Block->Names[0];
     USHORT Prefix = sizeof Directory - 1;
     USHORT Length = (USHORT)RtlStringLength(Name);
 
@@ -81,19 +87,19 @@ static void PspDescribeModule(PEB_BLOCK *Block, ULONG64 At, ULONG Index, const C
                                            (WCHAR *)(UserText + Prefix * 2)};
 }
 
-// The three lists run through the same entries at three offsets, 0x10 apart,
+// The three lists run through the same entries at three offsets, a link apart,
 // in the head as in the entries. Initialization order has no program, only
 // DLLs.
-static void PspLinkModules(PEB_BLOCK *Block, ULONG64 At)
+static void PspLinkModules(PEB_BLOCK *Block, ULONG_PTR At)
 {
-    ULONG64 Head = At + offsetof(PEB_BLOCK, Ldr.InLoadOrderModuleList);
-    ULONG64 First = At + offsetof(PEB_BLOCK, Modules[0]);
-    ULONG64 Second = At + offsetof(PEB_BLOCK, Modules[1]);
+    ULONG_PTR Head = At + offsetof(PEB_BLOCK, Ldr.InLoadOrderModuleList);
+    ULONG_PTR First = At + offsetof(PEB_BLOCK, Modules[0]);
+    ULONG_PTR Second = At + offsetof(PEB_BLOCK, Modules[1]);
     LIST_ENTRY *Lists[3] = {&Block->Ldr.InLoadOrderModuleList,
                             &Block->Ldr.InMemoryOrderModuleList,
                             &Block->Ldr.InInitializationOrderModuleList};
 
-    for (ULONG i = 0; i < 3; i++, Head += 16, First += 16, Second += 16) {
+    for (ULONG i = 0; i < 3; i++, Head += sizeof(LIST_ENTRY), First += sizeof(LIST_ENTRY), Second += sizeof(LIST_ENTRY)) {
         LIST_ENTRY *A = &Block->Modules[0].InLoadOrderLinks + i;
         LIST_ENTRY *B = &Block->Modules[1].InLoadOrderLinks + i;
         if (i < 2) {
@@ -110,14 +116,14 @@ static void PspLinkModules(PEB_BLOCK *Block, ULONG64 At)
 
 void PspBuildPeb(PEPROCESS Process, const CHAR *Name)
 {
-    ULONG64 Root = Process->Pcb.DirectoryTableBase;
-    ULONG64 At = (ULONG64)Process->Peb;
+    ULONG_PTR Root = Process->Pcb.DirectoryTableBase;
+    ULONG_PTR At = (ULONG_PTR)Process->Peb;
     PEB_BLOCK *Block = ExAllocatePoolWithTag(PagedPool, sizeof *Block, ' beP');
     if (!Block)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 8, 0, 0, 0);
 
     const PE_HEADERS *Program = PeHeaders(MmPhysicalToVirtual(MiBootBlock->modules[2].base));
-    Block->Peb.Mutant = (PVOID)~0ull;
+    Block->Peb.Mutant = (PVOID)~(ULONG_PTR)0;
     Block->Peb.ImageBaseAddress = Process->SectionBaseAddress;
     Block->Peb.Ldr = USER(At, Ldr);
     Block->Ldr.Length = sizeof(PEB_LDR_DATA);
@@ -134,20 +140,20 @@ void PspBuildPeb(PEPROCESS Process, const CHAR *Name)
 }
 
 // One page a thread, after the PEB: NT_TIB, ClientId, the PEB's address.
-PVOID PspBuildTeb(PEPROCESS Process, CLIENT_ID Cid, ULONG64 StackBase, ULONG64 StackLimit)
+PVOID PspBuildTeb(PEPROCESS Process, CLIENT_ID Cid, ULONG_PTR StackBase, ULONG_PTR StackLimit)
 {
-    ULONG64 Root = Process->Pcb.DirectoryTableBase;
-    ULONG64 At = (ULONG64)Process->Peb + 0x1000 + (ULONG64)Process->ActiveThreads * 0x2000;
+    ULONG_PTR Root = Process->Pcb.DirectoryTableBase;
+    ULONG_PTR At = (ULONG_PTR)Process->Peb + 0x1000 + Process->ActiveThreads * PSP_TEB_DISTANCE;
     struct {
-        ULONG64 ExceptionList, StackBase, StackLimit; // 0x00
-        ULONG64 Reserved18[3];
-        ULONG64 Self;                                 // 0x30
-        ULONG64 EnvironmentPointer;
-        CLIENT_ID ClientId;                           // 0x40
-        ULONG64 ActiveRpcHandle, ThreadLocalStorage;
-        PVOID ProcessEnvironmentBlock;                // 0x60
+        ULONG_PTR ExceptionList, StackBase, StackLimit; // x64: 0x00, x86: 0x00
+        ULONG_PTR Reserved[3];
+        ULONG_PTR Self;                                 // 0x30, 0x18
+        ULONG_PTR EnvironmentPointer;
+        CLIENT_ID ClientId;                             // 0x40, 0x20
+        ULONG_PTR ActiveRpcHandle, ThreadLocalStorage;
+        PVOID ProcessEnvironmentBlock;                  // 0x60, 0x30
     } Teb = {0};
-    C_ASSERT(sizeof Teb == 0x68);
+    C_ASSERT(sizeof Teb == (NT_64 ? 0x68 : 0x34));
 
     Teb.StackBase = StackBase;
     Teb.StackLimit = StackLimit;

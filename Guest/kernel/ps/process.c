@@ -9,9 +9,9 @@ LIST_ENTRY PsActiveProcessHead;
 
 // Process and thread identifiers come from one sequence, multiples of four, as
 // on Windows; the System process, made first, has 4.
-ULONG64 PspNextId(void)
+ULONG_PTR PspNextId(void)
 {
-    static volatile ULONG64 Last;
+    static volatile ULONG_PTR Last;
     return __atomic_add_fetch(&Last, 4, __ATOMIC_SEQ_CST);
 }
 
@@ -20,7 +20,7 @@ INIT_CODE void PspInitializeProcesses(void)
     InitializeListHead(&PsActiveProcessHead);
 }
 
-PEPROCESS PspCreateProcess(const CHAR *Name, PTOKEN Token, ULONG64 Root)
+PEPROCESS PspCreateProcess(const CHAR *Name, PTOKEN Token, ULONG_PTR Root)
 {
     PEPROCESS Process = ExAllocatePoolWithTag(NonPagedPoolNx, sizeof *Process, 'corP');
     if (!Process || !Root)

@@ -10,9 +10,9 @@ PSP_USER_LAYOUT PspUserLayout;
 #define MODULE_NTDLL 1
 #define MODULE_PROGRAM 2
 
-static const void *PspModule(ULONG Index, SIZE_T *Size)
+const void *PspModule(ULONG Index, SIZE_T *Size)
 {
-    *Size = MiBootBlock->modules[Index].size;
+    *Size = (SIZE_T)MiBootBlock->modules[Index].size;
     return MmPhysicalToVirtual(MiBootBlock->modules[Index].base);
 }
 
@@ -26,10 +26,11 @@ void PspChooseUserLayout(void)
 
     if (!Ntdll || !Program)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 6, 0, 0, 0);
-    PspUserLayout.NtdllBase = 0x7FF800000000 + (RtlRandom() % 0x70000) * 0x10000;
+    PspUserLayout.NtdllBase = PSP_NTDLL_BASE + (ULONG_PTR)(RtlRandom() % PSP_NTDLL_PLACES) * 0x10000;
     PspUserLayout.NtdllSize = PAGE_ALIGN_UP(Ntdll->imageSize);
-    PspUserLayout.ProgramBase = 0x7FF600000000 + (RtlRandom() % 0x10000) * 0x10000;
+    PspUserLayout.ProgramBase = PSP_PROGRAM_BASE + (ULONG_PTR)(RtlRandom() % PSP_PROGRAM_PLACES) * 0x10000;
     PspUserLayout.ProgramSize = PAGE_ALIGN_UP(Program->imageSize);
+    PspPublishSystemCall();
 }
 
 PEPROCESS PspStartProgram(const CHAR *Name, PTOKEN Token, const ULONG *Roles, ULONG Threads)
@@ -37,7 +38,7 @@ PEPROCESS PspStartProgram(const CHAR *Name, PTOKEN Token, const ULONG *Roles, UL
     SIZE_T NtdllSize, ProgramSize;
     const void *Ntdll = PspModule(MODULE_NTDLL, &NtdllSize);
     const void *Program = PspModule(MODULE_PROGRAM, &ProgramSize);
-    ULONG64 Root = MmCreateAddressSpace();
+    ULONG_PTR Root = MmCreateAddressSpace();
     PEPROCESS Process = PspCreateProcess(Name, Token, Root);
 
     NTSTATUS Status = MiMapUserImage(Root, Ntdll, NtdllSize, PspUserLayout.NtdllBase);
@@ -47,13 +48,13 @@ PEPROCESS PspStartProgram(const CHAR *Name, PTOKEN Token, const ULONG *Roles, UL
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 7, (ULONG_PTR)Status, 0, 0);
 
     Process->SectionBaseAddress = (PVOID)PspUserLayout.ProgramBase;
-    Process->Peb = (PVOID)(0x1000000000 + (RtlRandom() % 0x400000) * 0x10000);
-    Process->NextUserStack = (ULONG64)Process->Peb + 0x1000000;
+    Process->Peb = (PVOID)(PSP_PEB_BASE + (ULONG_PTR)(RtlRandom() % PSP_PEB_PLACES) * PSP_PEB_DISTANCE);
+    Process->NextUserStack = PSP_STACKS((ULONG_PTR)Process->Peb);
     PspBuildPeb(Process, Name);
 
     for (ULONG i = 0; i < Threads; i++) {
         PETHREAD Thread = PspCreateUserThread(Process, Roles[i]);
-        Thread->UserRip += PeHeaders(Program)->entryPoint;
+        Thread->UserIp += PeHeaders(Program)->entryPoint;
         KIRQL Irql = KiAcquireDispatcherLock();
         KiReadyThread(&Thread->Tcb, FALSE);
         KiReleaseDispatcherLock(Irql);

@@ -5,9 +5,6 @@
 #include "../include/rtl.h"
 #include "../include/shareddata.h"
 
-// At the top of every kernel stack: the x87 and SSE state (FXSAVE's 512 bytes).
-#define STATE_SAVE_SIZE 0x200
-
 #define THREAD_TAG 'erhT'
 
 static void PspInitializeThread(PETHREAD Thread, PEPROCESS Process, const CHAR *Name,
@@ -21,18 +18,12 @@ static void PspInitializeThread(PETHREAD Thread, PEPROCESS Process, const CHAR *
     InitializeListHead(&Tcb->ApcState.ApcListHead[1]);
     Tcb->StackLimit = StackLimit;
     Tcb->StackBase = StackBase;
-    Tcb->StateSaveArea = (PUCHAR)StackBase - STATE_SAVE_SIZE;
-    Tcb->InitialStack = Tcb->StateSaveArea;
     Tcb->ApcState.Process = &Process->Pcb;
     Tcb->Process = &Process->Pcb;
     Tcb->PreviousMode = KernelMode;
     Thread->Cid.UniqueProcess = Process->UniqueProcessId;
     RtlStringCopy(Thread->Name, sizeof Thread->Name, Name);
-
-    // The reset state: FCW at 0, MXCSR at 24 (Intel SDM volume 1, table 10-2).
-    RtlZeroMemory(Tcb->StateSaveArea, STATE_SAVE_SIZE);
-    *(USHORT *)Tcb->StateSaveArea = 0x37F;
-    *(ULONG *)((PUCHAR)Tcb->StateSaveArea + 24) = 0x1F80;
+    KiInitializeStateSave(Tcb);
 }
 
 static void PspInsertThread(PETHREAD Thread, PEPROCESS Process)
@@ -90,14 +81,7 @@ static PETHREAD PspNewThread(PEPROCESS Process, const CHAR *Name, PKSTART_ROUTIN
     }
     PspInitializeThread(Thread, Process, Name, Stack, Stack + KERNEL_STACK_SIZE);
     Thread->StartAddress = Start;
-
-    // What KiSwapContext will pop: R15, R14, R13, R12, RSI, RDI, RBX, RBP, and
-    // the return to KiThreadStartup.
-    ULONG64 *Top = (ULONG64 *)Thread->Tcb.InitialStack - 10;
-    Top[2] = (ULONG64)Context;
-    Top[3] = (ULONG64)Start;
-    Top[8] = (ULONG64)KiThreadStartup;
-    Thread->Tcb.KernelStack = Top;
+    Thread->Tcb.KernelStack = KiInitialKernelStack(Thread->Tcb.InitialStack, (PVOID)Start, Context);
     return Thread;
 }
 
@@ -162,27 +146,26 @@ void KiThreadEntry(PKSTART_ROUTINE Start, PVOID Context)
 
 static void PspUserThreadStartup(PVOID Context)
 {
-    PETHREAD Thread = Context;
+    PETHREAD Thread = (PETHREAD)KiCurrentThread();
+    (void)Context;
     Thread->Tcb.PreviousMode = UserMode;
-    KiEnterUserMode(Thread->UserRip, Thread->UserRsp, (ULONG64)PsGetCurrentProcess()->Peb);
+    KiEnterUserMode(Thread->UserIp, Thread->UserSp, (ULONG_PTR)PsGetCurrentProcess()->Peb);
 }
 
-#define USER_STACK_SIZE 0x4000ull
-#define USER_STACK_DISTANCE 0x20000ull
+#define USER_STACK_SIZE 0x4000
+#define USER_STACK_DISTANCE 0x20000
 
 PETHREAD PspCreateUserThread(PEPROCESS Process, ULONG Role)
 {
     PETHREAD Thread = PspNewThread(Process, "user", PspUserThreadStartup, NULL);
     if (!Thread)
         KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 5, 0, 0, 0);
-    ULONG64 Limit = Process->NextUserStack;
+    ULONG_PTR Limit = Process->NextUserStack;
     Process->NextUserStack += USER_STACK_DISTANCE;
     MmAllocateUserPages(Process->Pcb.DirectoryTableBase, Limit, USER_STACK_SIZE, MM_USER_RW);
-    // As after a call: the stack is 8 below a 16-byte boundary, home space above.
-    Thread->UserRsp = Limit + USER_STACK_SIZE - 0x28;
-    Thread->UserRip = (ULONG64)Process->SectionBaseAddress;
+    Thread->UserSp = PspInitialUserStack(Process, Limit + USER_STACK_SIZE);
+    Thread->UserIp = (ULONG_PTR)Process->SectionBaseAddress;
     Thread->Role = Role;
-    ((ULONG64 *)Thread->Tcb.KernelStack)[2] = (ULONG64)Thread;
     PspInsertThread(Thread, Process);
     Thread->Tcb.Teb = PspBuildTeb(Process, Thread->Cid, Limit + USER_STACK_SIZE, Limit);
     return Thread;

@@ -17,18 +17,18 @@ static const void *MiFileAt(const void *File, SIZE_T FileSize, ULONG Address)
     for (ULONG i = 0; i < Headers->sectionCount; i++, Section++) {
         ULONG Offset = Address - Section->virtualAddress;
         if (Address >= Section->virtualAddress && Offset < Section->rawSize &&
-            Section->rawOffset + (ULONG64)Offset < FileSize)
+            Section->rawOffset + (SIZE_T)Offset < FileSize)
             return (const UCHAR *)File + Section->rawOffset + Offset;
     }
     return NULL;
 }
 
 // Offset of an exported function from its image's base; 0: not exported.
-ULONG64 MiFindFileExport(const void *File, SIZE_T FileSize, const CHAR *Name)
+ULONG MiFindFileExport(const void *File, SIZE_T FileSize, const CHAR *Name)
 {
     const PE_HEADERS *Headers = PeHeaders(File);
     const PE_EXPORTS *Exports =
-        MiFileAt(File, FileSize, Headers->directories[PE_DIRECTORY_EXPORT].address);
+        MiFileAt(File, FileSize, PeDirectory(Headers, PE_DIRECTORY_EXPORT).address);
     if (!Exports)
         return 0;
     const ULONG *Names = MiFileAt(File, FileSize, Exports->names);
@@ -54,9 +54,9 @@ static void MiLayOut(PUCHAR Image, const void *File, const PE_HEADERS *Headers)
     }
 }
 
-static void MiRelocate(PUCHAR Image, const PE_HEADERS *Headers, ULONG64 Delta)
+static void MiRelocate(PUCHAR Image, const PE_HEADERS *Headers, ULONG_PTR Delta)
 {
-    PE_DIRECTORY Directory = Headers->directories[PE_DIRECTORY_RELOCATION];
+    PE_DIRECTORY Directory = PeDirectory(Headers, PE_DIRECTORY_RELOCATION);
     PUCHAR Block = Image + Directory.address, End = Block + Directory.size;
 
     while (Directory.address && Block + 8 <= End) {
@@ -65,8 +65,8 @@ static void MiRelocate(PUCHAR Image, const PE_HEADERS *Headers, ULONG64 Delta)
             break;
         for (ULONG At = 8; At < Size; At += 2) {
             USHORT Entry = *(USHORT *)(Block + At);
-            if (Entry >> 12 == PE_RELOCATION_DIR64)
-                *(ULONG64 *)(Image + Page + (Entry & 0xFFF)) += Delta;
+            if (Entry >> 12 == PE_RELOCATION_NATIVE)
+                *(ULONG_PTR *)(Image + Page + (Entry & 0xFFF)) += Delta;
         }
         Block += Size;
     }
@@ -75,17 +75,17 @@ static void MiRelocate(PUCHAR Image, const PE_HEADERS *Headers, ULONG64 Delta)
 // Everything the bundled program imports is ntdll's.
 static NTSTATUS MiResolveImports(PUCHAR Image, const PE_HEADERS *Headers)
 {
-    ULONG Address = Headers->directories[PE_DIRECTORY_IMPORT].address;
+    ULONG Address = PeDirectory(Headers, PE_DIRECTORY_IMPORT).address;
     const void *Ntdll = MmPhysicalToVirtual(MiBootBlock->modules[1].base);
-    SIZE_T NtdllSize = MiBootBlock->modules[1].size;
+    SIZE_T NtdllSize = (SIZE_T)MiBootBlock->modules[1].size;
 
     if (!Address)
         return STATUS_SUCCESS;
     for (PE_IMPORT *Import = (PE_IMPORT *)(Image + Address); Import->name; Import++) {
-        ULONG64 *Slot = (ULONG64 *)(Image + Import->addressTable);
+        ULONG_PTR *Slot = (ULONG_PTR *)(Image + Import->addressTable);
         for (; *Slot; Slot++) {
             // A hint of two bytes, then the name.
-            ULONG64 Offset = MiFindFileExport(Ntdll, NtdllSize, (const CHAR *)Image + *Slot + 2);
+            ULONG Offset = MiFindFileExport(Ntdll, NtdllSize, (const CHAR *)Image + *Slot + 2);
             if (!Offset)
                 return STATUS_INVALID_IMAGE_FORMAT;
             *Slot = PspUserLayout.NtdllBase + Offset;
@@ -94,14 +94,14 @@ static NTSTATUS MiResolveImports(PUCHAR Image, const PE_HEADERS *Headers)
     return STATUS_SUCCESS;
 }
 
-static void MiMapRange(ULONG64 Root, ULONG64 Base, PUCHAR Image, ULONG Address, SIZE_T Size,
-                       ULONG64 Rights)
+static void MiMapRange(ULONG_PTR Root, ULONG_PTR Base, PUCHAR Image, ULONG Address, SIZE_T Size,
+                       MMPTE Rights)
 {
     MmAllocateUserPages(Root, Base + Address, Size, Rights);
     MmCopyToSpace(Root, Base + Address, Image + Address, Size);
 }
 
-NTSTATUS MiMapUserImage(ULONG64 Root, const void *File, SIZE_T FileSize, ULONG64 Base)
+NTSTATUS MiMapUserImage(ULONG_PTR Root, const void *File, SIZE_T FileSize, ULONG_PTR Base)
 {
     const PE_HEADERS *Headers = PeHeaders(File);
     (void)FileSize;
@@ -112,8 +112,8 @@ NTSTATUS MiMapUserImage(ULONG64 Root, const void *File, SIZE_T FileSize, ULONG64
         return STATUS_NO_MEMORY;
 
     MiLayOut(Image, File, Headers);
-    MiRelocate(Image, Headers, Base - Headers->imageBase);
-    ((PE_HEADERS *)PeHeaders(Image))->imageBase = Base;
+    MiRelocate(Image, Headers, Base - (ULONG_PTR)PeImageBase(Headers));
+    PeSetImageBase((PE_HEADERS *)PeHeaders(Image), Base);
     NTSTATUS Status = MiResolveImports(Image, Headers);
     if (NT_SUCCESS(Status)) {
         const PE_SECTION *Section = PeSections(Headers);

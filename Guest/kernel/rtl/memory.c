@@ -2,21 +2,21 @@
 
 #include "../include/rtl.h"
 
-void *memset(void *To, int Value, size_t Size)
+void *__cdecl memset(void *To, int Value, size_t Size)
 {
     void *Start = To;
     __asm__ volatile("rep stosb" : "+D"(To), "+c"(Size) : "a"(Value) : "memory");
     return Start;
 }
 
-void *memcpy(void *To, const void *From, size_t Size)
+void *__cdecl memcpy(void *To, const void *From, size_t Size)
 {
     void *Start = To;
     __asm__ volatile("rep movsb" : "+D"(To), "+S"(From), "+c"(Size) : : "memory");
     return Start;
 }
 
-int memcmp(const void *A, const void *B, size_t Size)
+int __cdecl memcmp(const void *A, const void *B, size_t Size)
 {
     const volatile UCHAR *First = A, *Second = B;
     for (size_t i = 0; i < Size; i++) {

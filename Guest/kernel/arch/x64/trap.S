@@ -2,7 +2,7 @@
 // frame and hands it to KiDispatchTrap.
 
     .intel_syntax noprefix
-#include "../include/offsets.h"
+#include "include/offsets.h"
 
     .text
 

@@ -30,5 +30,5 @@ Nt\name:
 
     .text
 #define SERVICE(number, name, arguments, target) NtStub number, name
-#include "../common/services.inc"
+#include "../../../common/services.inc"
 #undef SERVICE

@@ -1,7 +1,7 @@
 // Switching threads, and what a call may clobber.
 
     .intel_syntax noprefix
-#include "../include/offsets.h"
+#include "include/offsets.h"
 
     .text
 

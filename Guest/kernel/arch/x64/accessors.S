@@ -3,7 +3,7 @@
 // A reader may take the layout of processes and threads from these bytes.
 
     .intel_syntax noprefix
-#include "../include/offsets.h"
+#include "include/offsets.h"
 
     .macro Function name
     .balign 16
@@ -86,7 +86,7 @@ Function PsIsSystemThread
 
 // The interrupt time of the shared user data, read as its writer asks.
 Function KeQueryInterruptTime
-    mov rcx, 0xFFFFF78000000008
+    mov rcx, KI_USER_SHARED_DATA + 8
 1:  mov eax, [rcx + 4]                          // High1Time
     mov edx, [rcx]                              // LowPart
     cmp eax, [rcx + 8]                          // High2Time
@@ -101,7 +101,7 @@ Function KeQueryInterruptTime
 Function KeQueryUnbiasedInterruptTime
     sub rsp, 0x28
     call KeQueryInterruptTime
-    mov rcx, 0xFFFFF780000003B0
+    mov rcx, KI_USER_SHARED_DATA + 0x3B0
     sub rax, [rcx]
     add rsp, 0x28
     ret

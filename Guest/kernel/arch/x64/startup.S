@@ -1,7 +1,7 @@
 // The kernel's entry: from the loader's stack to the idle thread's.
 
     .intel_syntax noprefix
-#include "../include/offsets.h"
+#include "include/offsets.h"
 
     .section INIT, "xr"
     .globl KiSystemStartup

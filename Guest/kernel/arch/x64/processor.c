@@ -2,8 +2,7 @@
 // model-specific registers. Everything hangs from its KPCR. Not of INIT: a
 // processor that comes back from sleep goes through here again.
 
-#include "../include/mp.h"
-#include "../include/rtl.h"
+#include "../../include/mp.h"
 
 static KI_PROCESSOR KiInitialProcessor;
 
@@ -12,7 +11,7 @@ static KI_PROCESSOR KiInitialProcessor;
 #define IST_MACHINE_CHECK 2
 #define IST_NMI 3
 
-static void KiInitializeGdt(ULONG64 *Gdt, KTSS64 *Tss)
+static void KiInitializeGdt(ULONG64 *Gdt, KTSS *Tss)
 {
     ULONG64 Base = (ULONG64)Tss;
 
@@ -48,7 +47,7 @@ static void KiInitializeGdt(ULONG64 *Gdt, KTSS64 *Tss)
           "i"(KGDT64_SYS_TSS) : "rax", "memory");
 }
 
-static void KiInitializeIdt(KIDTENTRY64 *Idt)
+static void KiInitializeIdt(KIDTENTRY *Idt)
 {
     for (ULONG Vector = 0; Vector < 256; Vector++) {
         ULONG64 Handler = (ULONG64)KiVectorStubs + Vector * 16;
@@ -82,19 +81,14 @@ static KI_CPUID KiCpuid(ULONG Leaf)
 
 static void KiInitializeControlRegisters(void)
 {
-    ULONG64 Value;
-
-    // CR4: OSFXSR and OSXMMEXCPT for SSE, PGE. CR0: MP, NE, WP; no EM,
-    // no TS, caches on.
-    __asm__ volatile("movq %%cr4, %0" : "=r"(Value));
-    Value |= 0x200 | 0x400 | 0x80;
+    // CR4: OSFXSR and OSXMMEXCPT for SSE, PGE.
+    ULONG_PTR Value = KiReadCr4() | 0x200 | 0x400 | 0x80;
     // SMEP, where CPUID.(7,0):EBX[7] has it: the kernel never runs user code.
     if (KiCpuid(0).Eax >= 7 && (KiCpuid(7).Ebx & 0x80))
         Value |= 0x100000;
-    __asm__ volatile("movq %0, %%cr4" : : "r"(Value));
-    __asm__ volatile("movq %%cr0, %0" : "=r"(Value));
-    Value = (Value & ~0x6000000Cull) | 0x10022;
-    __asm__ volatile("movq %0, %%cr0" : : "r"(Value));
+    KiWriteCr4(Value);
+    // CR0: MP, NE, WP; no EM, no TS, caches on.
+    KiWriteCr0((KiReadCr0() & ~0x6000000Cull) | 0x10022);
     __asm__ volatile("fninit");
 }
 
@@ -108,7 +102,7 @@ void KiInitializeProcessor(KI_PROCESSOR *Processor, ULONG Number)
 
     for (ULONG i = 0; i < 3; i++)
         Processor->Tss.Ist[i] = (ULONG64)Processor->IstStacks[i] + IST_STACK_SIZE;
-    Processor->Tss.IoMapBase = sizeof(KTSS64);
+    Processor->Tss.IoMapBase = sizeof(KTSS);
 
     Pcr->GdtBase = Processor->Gdt;
     Pcr->TssBase = &Processor->Tss;
@@ -121,7 +115,7 @@ void KiInitializeProcessor(KI_PROCESSOR *Processor, ULONG Number)
     Pcr->Prcb.Number = Number;
 
     KiWriteMsr(0xC0000101, (ULONG64)Pcr); // IA32_GS_BASE
-    KiWriteMsr(0xC0000102, 0);            // IA32_KERNEL_GS_BASE: the user's
+    KiWriteMsr(0xC0000102, 0);            // IA32_KERNEL_GS_BASE: see KiSetTeb
     // SYSCALL: selectors (Intel SDM volume 3A, section 5.8.8), entries, and
     // the flags it clears: TF, IF, DF and NT, as Windows does.
     KiWriteMsr(0xC0000081, (ULONG64)(KGDT64_R3_CMCODE | 3) << 48 |
@@ -135,4 +129,22 @@ INIT_CODE void KiInitializeBootProcessor(void)
 {
     KiProcessors[0] = &KiInitialProcessor;
     KiInitializeProcessor(&KiInitialProcessor, 0);
+}
+
+void KiSetTeb(PKTHREAD Thread)
+{
+    KiWriteMsr(0xC0000102, (ULONG64)Thread->Teb); // IA32_KERNEL_GS_BASE: the user's
+}
+
+void KiSwitchState(PKTHREAD To)
+{
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    PKPCR Pcr = CONTAINING_RECORD(Prcb, KPCR, Prcb);
+
+    Prcb->CurrentThread = To;
+    Prcb->RspBase = (ULONG64)To->InitialStack;
+    Pcr->TssBase->Rsp[0] = (ULONG64)To->InitialStack;
+    KiSetTeb(To);
+    if (KiReadRoot() != To->ApcState.Process->DirectoryTableBase)
+        KiWriteRoot(To->ApcState.Process->DirectoryTableBase);
 }

@@ -8,7 +8,7 @@
 
     // `mov.s` picks the encoding that MASM would: opcode 8B, not 89.
     .intel_syntax noprefix
-#include "../include/offsets.h"
+#include "include/offsets.h"
 
     .text
 

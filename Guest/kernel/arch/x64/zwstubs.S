@@ -34,5 +34,5 @@ Zw\name:
 
     .text
 #define SERVICE(number, name, arguments, target) ZwStub number, name
-#include "../../common/services.inc"
+#include "../../../common/services.inc"
 #undef SERVICE
