@@ -135,8 +135,9 @@ public struct VirtualMemory: TranslatedMemory {
         let table = GuestPhysicalAddress(space.root & 0xffff_ffe0)
         let pointer = PageTableEntry(try physical.load(UInt64.self, at: table + (address.rawValue >> 30) &* 8))
         guard pointer.isPresent else { throw .notPresent(address, entry: pointer.rawValue, level: 3) }
-        // Bits 2, 1, 8 to 5 and 63 to 52 are reserved; the pointer restricts no rights.
-        guard pointer.rawValue & 0xfff0_0000_0000_01e6 == 0 else {
+        // Bits 2, 1, 8 to 5 and 63 to 52 are reserved; the pointer restricts no rights. QEMU's TCG sets bit 5 in memory,
+        // as if the pointer were an entry like others.
+        guard pointer.rawValue & 0xfff0_0000_0000_01c6 == 0 else {
             throw .reservedBits(address, entry: pointer.rawValue, level: 3)
         }
         return try descend(address, table: pointer.address, from: 2, reserved: 0x7ff0_0000_0000_0000)

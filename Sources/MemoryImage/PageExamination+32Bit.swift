@@ -22,9 +22,10 @@ extension PageExamination {
             for index in 0..<4 where isTable {
                 let entry = page.loadUnaligned(fromByteOffset: offset + index * 8, as: UInt64.self)
                 last = entry & addressMask
-                // P set; bits 1, 2, 5 to 8 and 52 to 63 zero. No two of them lead to the same directory.
+                // P set; bits 1, 2, 6 to 8 and 52 to 63 zero (5 is too, but where QEMU's TCG has set it). No two of them
+                // lead to the same directory.
                 isTable =
-                    entry & 0xfff0_0000_0000_01e7 == 1 && last != 0 && last != seen.0 && last != seen.1
+                    entry & 0xfff0_0000_0000_01c7 == 1 && last != 0 && last != seen.0 && last != seen.1
                     && last != seen.2
                 seen = (seen.1, seen.2, last)
             }

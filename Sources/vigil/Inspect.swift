@@ -115,17 +115,7 @@ private struct InspectionReport {
         lines.append("  re-entry   \(proof.words)")
         let delay = survey.means.delayFunction.map { "KeDelayExecutionThread at \($0)" }
         lines.append("waiting      " + (delay.map { "in \($0), without a byte written" } ?? "not possible as it is"))
-        lines.append("  visible    only with --allow-visible-patches, while a caller is held:")
-        switch survey.slack {
-        case .success(let slack):
-            lines.append("             a handler, \(DetourHandler.length) bytes at \(slack.address)")
-            lines.append("             (unused end of section \(slack.section))")
-        case .failure(let error):
-            lines.append("             no room for a handler: \(error)")
-        }
-        lines.append(
-            "             waiting in \(delay ?? "a pause loop")"
-                + (survey.means.sharedData == nil ? ", no lease: the guest's clock cannot be read" : ", lease of 2 s"))
+        lines += handlerLines(delay)
         switch detour {
         case .success(let plan):
             lines.append("detour       possible, only with --intercept detour --allow-visible-patches:")
@@ -145,6 +135,23 @@ private struct InspectionReport {
             "would arm    " + (obstacle.map { "nothing: \($0)" } ?? "one breakpoint on the function's entry, patchless")
         )
         return lines.joined(separator: "\n")
+    }
+
+    /// What waiting callers would be put into where that may be seen. Its code is for 64-bit kernels.
+    private func handlerLines(_ delay: String?) -> [String] {
+        guard kernel.architecture == .x64 else { return [] }
+        var lines = ["  visible    only with --allow-visible-patches, while a caller is held:"]
+        switch survey.slack {
+        case .success(let slack):
+            lines.append("             a handler, \(DetourHandler.length) bytes at \(slack.address)")
+            lines.append("             (unused end of section \(slack.section))")
+        case .failure(let error):
+            lines.append("             no room for a handler: \(error)")
+        }
+        lines.append(
+            "             waiting in \(delay ?? "a pause loop")"
+                + (survey.means.sharedData == nil ? ", no lease: the guest's clock cannot be read" : ", lease of 2 s"))
+        return lines
     }
 
     /// Where a crash would be seen while there are agents in the guest.
@@ -173,9 +180,10 @@ private struct InspectionReport {
         line.add("foundBy", survey.powerFunction.foundBy.map(\.rawValue))
         line.add("notes", survey.powerFunction.notes)
         line.add("reentry", proof.name)
-        line.add("handler", (try? survey.slack.get()).map { hex($0.address.rawValue) })
+        let handler = kernel.architecture == .x64 ? try? survey.slack.get() : nil
+        line.add("handler", handler.map { hex($0.address.rawValue) })
         line.add("delayFunction", survey.means.delayFunction.map { hex($0.rawValue) })
-        line.add("lease", survey.means.sharedData != nil)
+        line.add("lease", kernel.architecture == .x64 && survey.means.sharedData != nil)
         switch detour {
         case .success(let plan):
             line.add("detour", hex(plan.handlerAddress.rawValue))
