@@ -80,7 +80,7 @@ public final class FakeGuest {
         registers.cs = 0x10
         registers.ss = 0x18
         registers.gsBase = processor
-        registers.control.cr3 = kernel.cr3
+        registers.control = processorTables.control
         kernel.write(Self.returnAddress, at: registers.rsp)
         return registers
     }
