@@ -153,7 +153,7 @@ public struct KernelLocator {
         let mode = memory.pagingMode
         while page.rawValue &- lowest <= Self.maximumDistance, mode.isInKernelHalf(page) {
             do throws(MemoryError) {
-                if try memory.load(UInt16.self, at: page) == 0x5a4d {
+                if try isImage(at: page, in: memory) {
                     switch candidate(at: page, holding: handler, handlers: handlers, in: memory) {
                     case .found(let kernel): found.append(kernel)
                     case .rejected(let error):
@@ -178,6 +178,14 @@ public struct KernelLocator {
         if let kernel = found.first { return .found(kernel) }
         if let rejected { return .rejected(rejected) }
         return hidden ? .hidden(handler) : .none
+    }
+
+    /// Whether a page starts with "MZ", and has "PE" where that says: text and data can have the one, but not both.
+    private func isImage(at page: GuestVirtualAddress, in memory: KernelMemory) throws(MemoryError) -> Bool {
+        guard try memory.load(UInt16.self, at: page) == 0x5a4d else { return false }
+        let header = UInt64(try memory.load(UInt32.self, at: page + 0x3c))
+        guard header <= PEImage.maximumHeaderOffset else { return false }
+        return try memory.load(UInt32.self, at: page + header) == 0x4550
     }
 
     /// Judges a page that starts like an image.

@@ -43,6 +43,8 @@ public struct PEImage: Hashable, Sendable {
     /// In bytes. The largest kernels are under 32 MiB.
     public static let maximumSize: UInt32 = 128 << 20
 
+    /// From the image's base, in bytes: the header's fixed part lies in the first page.
+    static let maximumHeaderOffset: UInt64 = 0xe00
     /// In bytes: with all the sections that there can be, and a PE header as far in as it may be, there are fewer.
     static let maximumHeaders: UInt64 = 0x3000
 
@@ -66,7 +68,7 @@ public struct PEImage: Hashable, Sendable {
             PartialBytes(address: base, bytes: try memory.bytes(at: base, count: 4096))
         }
         guard bytes.load(UInt16.self, at: 0) == 0x5a4d else { throw malformed("no MZ signature") }
-        guard let newHeader = bytes.load(UInt32.self, at: 0x3c), newHeader <= 0xe00 else {
+        guard let newHeader = bytes.load(UInt32.self, at: 0x3c), newHeader <= Self.maximumHeaderOffset else {
             throw malformed("the PE header lies outside the first page")
         }
         let file = Int(newHeader) + 4

@@ -52,7 +52,13 @@ struct ServiceTableFinder {
             failure = error
         }
         if let scanned, let descriptor = scanned.descriptor {
-            return try check(descriptor, scanned, shadow: scanned.shadow, stub, .scan)
+            do throws(DiscoveryError) {
+                return try check(descriptor, scanned, shadow: scanned.shadow, stub, .scan)
+            } catch {
+                // Code that only looks like it.
+                guard !error.canBeRetried else { throw error }
+                failure = error
+            }
         }
         do throws(DiscoveryError) {
             let shape = ServiceTableShape(

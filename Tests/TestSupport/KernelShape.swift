@@ -38,6 +38,12 @@ public struct KernelShape: Sendable {
         case describedFakeTable
         /// A copy of the true table with a descriptor of its own.
         case copiedTable
+        /// Code that loads two descriptors as the dispatcher does (x64).
+        case falseDispatcher
+        /// A page of the kernel's own data that starts as an image does.
+        case innerImage
+        /// A vector that another program has taken.
+        case takenVector
         /// A function exported as Zw that carries the power function's number and leads elsewhere.
         case falseStub
         /// Forwarders, names and addresses outside the image.
@@ -141,34 +147,33 @@ public struct KernelShape: Sendable {
 
     /// How discovery may end with a kernel of this shape.
     public var expected: Set<Outcome> {
+        let hidesHeader = damage == .headerAbsent || damage == .headerZeroed
+        // With small sections an absent page holds other things as well, the header among them.
+        let isMixed = (damage != .none || viewpoint == .shadow) && sectionAlignment < 4096
+        if decoys.contains(.wrappedSection), isMixed { return [.refused, .retryable] }
         if viewpoint == .shadow { return [.retryable] }
-        if decoys.contains(.wrappedSection), damage != .headerAbsent, damage != .headerZeroed { return [.refused] }
-        // In small sections the header is in a page with other things.
-        if damage != .none, sectionAlignment < 4096, !decoys.isDisjoint(with: [.foreignImage, .emptyKernel]) {
-            return [.found, .retryable, .refused, .disagreement]
-        }
+        if decoys.contains(.wrappedSection), !hidesHeader { return [.refused] }
+        let hasOtherImage = !decoys.isDisjoint(with: [.foreignImage, .emptyKernel])
+        if isMixed, hasOtherImage { return [.found, .retryable, .refused, .disagreement, .ambiguous] }
         switch damage {
-        case .none: break
-        // Isolated pages of small sections hold other things as well.
-        case .powerFunctionAbsent: return sectionAlignment < 4096 ? [.found, .retryable] : [.found]
-        case .headerAbsent, .headerZeroed:
-            // Another image that holds the handlers is what is seen then.
-            return decoys.isDisjoint(with: [.foreignImage, .emptyKernel]) ? [.retryable] : [.retryable, .refused]
+        case .none: return whole
+        case .powerFunctionAbsent: return isMixed ? whole.union([.retryable]) : whole
+        // Another image that holds the handlers is what is seen then.
+        case .headerAbsent, .headerZeroed: return hasOtherImage ? [.retryable, .refused] : [.retryable]
         case .exportsAbsent, .noSystemProcess: return [.retryable]
         default: return decoys.contains(.forgedStub) ? [.retryable, .disagreement] : [.retryable]
         }
-        if decoys.contains(.secondKernel) { return [.ambiguous] }
-        if decoys.contains(.doublePattern) { return [.ambiguous] }
-        let derived: Outcome? =
-            if decoys.contains(.copiedTable), tableSource == .shape {
-                .ambiguous
-            } else if decoys.contains(.forgedStub) {
-                .disagreement
-            } else {
-                nil
-            }
+    }
+
+    /// How it ends where all that it needs is there.
+    private var whole: Set<Outcome> {
+        if decoys.contains(.secondKernel) || decoys.contains(.doublePattern) { return [.ambiguous] }
         if decoys.contains(.pattern) || decoys.contains(.patternElsewhere) { return [.found] }
-        return [derived ?? .found]
+        if decoys.contains(.forgedStub) { return [.disagreement] }
+        // Nothing tells the two dispatchers, or the two tables, apart.
+        if decoys.contains(.copiedTable), tableSource == .shape { return [.ambiguous] }
+        if decoys.contains(.falseDispatcher), tableSource == .scan, architecture == .x64 { return [.ambiguous] }
+        return [.found]
     }
 
     /// Nothing hides anything, and nothing is there twice.

@@ -142,6 +142,12 @@ struct ShapedCode {
             stub("ZwFalse", shape.numbers["SetSystemPowerState"]!, to: "KiElsewhere")
         }
         let functions = (exportedServices + ["NotImplemented", "False"]).map { "Nt" + $0 }
+        if shape.decoys.contains(.falseDispatcher), is64Bit {
+            text.function("KiFalseDispatcher")
+            text.refer([0x4c, 0x8d, 0x15], to: "KiFakeDescriptor")
+            text.refer([0x4c, 0x8d, 0x1d], to: "KiFakeDescriptor")
+            text.emit(0xf7, 0x43, 0x78, 0x80, 0, 0, 0, 0xc3)
+        }
         shape.bugChecks?(&text)
         for name in functions + ["KeDelayExecutionThread", "KeBugCheckEx", "KiElsewhere"]
         where text.symbols[name] == nil {
@@ -204,7 +210,9 @@ struct ShapedCode {
         zeroes(2)
         data.label("PsLoadedModuleList")
         for _ in 0..<2 { data.point(to: "PsLoadedModuleList", width: width) }
-        if shape.decoys.contains(.describedFakeTable) { descriptor("KiFakeDescriptor", of: "KiFakeTable", width) }
+        if !shape.decoys.isDisjoint(with: [.describedFakeTable, .falseDispatcher]) {
+            descriptor("KiFakeDescriptor", of: "KiFakeTable", width)
+        }
         descriptor("KeServiceDescriptorTable", of: "KiServiceTable", width)
         zeroes(12)
         descriptor("KeServiceDescriptorTableShadow", of: "KiServiceTable", width)

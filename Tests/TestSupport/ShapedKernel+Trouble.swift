@@ -40,6 +40,16 @@ extension ShapedKernel {
         if decoys.contains(.emptyKernel) { addImage("ntoskrnl.exe", before: 0x80_0000) }
         if decoys.contains(.secondKernel) { addSecondKernel() }
         if decoys.contains(.lyingExports) { breakNames() }
+        if decoys.contains(.takenVector) {
+            setGate(3, shape.architecture == .x64 ? 0xffff_f7ff_1234_5678 : 0xbf12_3456, isOpen: true)
+        }
+        if decoys.contains(.innerImage), let table = image.sections.first(where: { $0.virtualSize == 0x3000 }) {
+            // Between the table and the exports.
+            let page = (UInt64(table.rva) + 0x1fff) & ~0xfff
+            if page >= UInt64(table.rva) + UInt64(table.contents.count) {
+                tables.write([0x4d, 0x5a, 0x90, 0x00] + [UInt8](repeating: 0xff, count: 0x40), at: base + page)
+            }
+        }
     }
 
     /// An image that ends behind the kernel.

@@ -116,7 +116,7 @@ public final class ShapedKernel {
         }
     }
 
-    private func setGate(_ vector: Int, _ handler: UInt64, isOpen: Bool) {
+    func setGate(_ vector: Int, _ handler: UInt64, isOpen: Bool) {
         let attributes: UInt64 = isOpen ? 0xee00 : 0x8e00
         let low =
             handler & 0xffff | (wordSize == 8 ? 0x10 : 0x08) << 16 | attributes << 32 | (handler >> 16 & 0xffff) << 48
