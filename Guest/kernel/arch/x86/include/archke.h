@@ -243,7 +243,8 @@ extern UCHAR KiFastCallEntry[], KiSystemService[], KiSystemServiceRepeat[], KiSe
     {"KiServiceExit", (ULONG_PTR)KiServiceExit}, \
     {"KiSystemCallExit", (ULONG_PTR)KiSystemCallExit}, \
     {"KiArgumentTable", (ULONG_PTR)KiArgumentTable}, \
-    {"SharedUserData", KI_USER_SHARED_DATA},
+    {"SharedUserData", KI_USER_SHARED_DATA}, \
+    {"MmProtopteBase", MM_NONPAGED_POOL_BASE},
 
 // `int 2Eh` is a system call, too.
 #define KI_HAS_SERVICE_INTERRUPT TRUE
