@@ -54,8 +54,9 @@ def crash_rules(results, folder, variant):
 
 # What the guard must see: a symbol, how far behind it, on how many processors.
 def guard_rules(results, folder, variant):
+    page_fault = 14 * Architecture(variant).gate_size
     places = [("code", "NtSetSystemPowerState", 3), ("the service table", "KiServiceTable", 9),
-              ("the descriptor", "KeServiceDescriptorTable", 16), ("an IDT", "IDT", 14 * Architecture(variant).gate_size + 1),
+              ("the descriptor", "KeServiceDescriptorTable", 16), ("an IDT", "IDT", page_fault + 1),
               ("a stub", "ZwSetSystemPowerState", 1)]
     for index, (what, symbol, offset) in enumerate(places + [("slack", None, 0), ("the second processor's IDT", "IDT2", 7)]):
         with Guest(folder, variant, extra=["-smp", "2"]) as guest:

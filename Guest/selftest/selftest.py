@@ -155,8 +155,9 @@ def memory_rules(guest, results, folder, variant):
     rights = guest.rights()
     wrong = []
     for name, at, size, flags in sections(folder, variant):
+        forbidden = architecture.forbids_execution and not flags & 0x20000000
         expected = None if flags & 0x02000000 else (
-            "X" if not flags & 0x20000000 and architecture.forbids_execution else "-", "W" if flags & 0x80000000 else "-")
+            "X" if forbidden else "-", "W" if flags & 0x80000000 else "-")
         for page in range(base + at, base + at + size, 4096):
             found = rights.get(page)
             if (found and (found[0], found[8])) != expected:
