@@ -33,6 +33,7 @@ public struct GuestConfiguration: Sendable {
         case deep
     }
 
+    /// What the guest is built for, by which its kernel and its programs are chosen.
     public var architecture = Architecture.x64
     public var optimisation = Optimisation.o2
     public var reentry = Reentry.direct
