@@ -13,8 +13,10 @@ typedef int32_t NTSTATUS;
 #define IMPORTED(name) __asm__(#name)
 #endif
 
-__declspec(dllimport) NTSTATUS NtWaitForCommand(USER_COMMAND *command, const uint64_t *result) IMPORTED(NtWaitForCommand);
-__declspec(dllimport) NTSTATUS NtSetSystemPowerState(uint32_t action, uint32_t state, uint32_t flags) IMPORTED(NtSetSystemPowerState);
+__declspec(dllimport) NTSTATUS NtWaitForCommand(USER_COMMAND *command, const uint64_t *result)
+    IMPORTED(NtWaitForCommand);
+__declspec(dllimport) NTSTATUS NtSetSystemPowerState(uint32_t action, uint32_t state, uint32_t flags)
+    IMPORTED(NtSetSystemPowerState);
 __declspec(dllimport) NTSTATUS NtNullSyscall(void) IMPORTED(NtNullSyscall);
 __declspec(dllimport) NTSTATUS NtTerminateThread(void *thread, NTSTATUS status) IMPORTED(NtTerminateThread);
 

@@ -8,14 +8,54 @@ import subprocess
 import time
 
 
+class Architecture:
+    """What differs between the builds, found by a variant's name."""
+
+    def __init__(self, variant):
+        self.is64 = not variant.startswith("x86")
+        self.is_pae = variant.startswith("x86-pae")
+        self.suffix = "" if self.is64 else "-x86"
+        self.build = 19045 if self.is64 else 7601
+        self.entry_size = 8 if self.is64 or self.is_pae else 4
+        self.forbids_execution = self.is64 or self.is_pae
+        self.direct_map = 0xFFFF900000000000 if self.is64 else 0x88000000
+        self.call_entry = "KiSystemCall64" if self.is64 else "KiFastCallEntry"
+        self.gate_size = 16 if self.is64 else 8
+        self.process_id = 0x440 if self.is64 else 0xB4
+        self.frame = 0xFFFFFFFFFF000 if self.entry_size == 8 else 0xFFFFF000
+
+    def is_base(self, base):
+        if self.is64:
+            return base % 0x200000 == 0 and 0xFFFFF80000000000 <= base < 0xFFFFF84000000000
+        return base % 0x1000 == 0 and 0x82000000 <= base < 0x84000000
+
+    def entry_at(self, pte_base, address):
+        """Where the last level's entry is, in the view of the page tables."""
+        return pte_base + ((address >> 12) & (0xFFFFFFFFF if self.is64 else 0xFFFFF)) * self.entry_size
+
+    def tables(self, pte_base):
+        size = 1 << 39 if self.is64 else (1 << 20) * self.entry_size
+        return range(pte_base, pte_base + size)
+
+    def prototype(self, entry, pool):
+        """Where the prototype is that an entry names."""
+        if self.is64:
+            return (entry >> 16) | 0xFFFF000000000000
+        if self.is_pae:
+            return entry >> 32
+        return pool + ((entry & 0xFE) << 1) + (entry >> 11 << 9)
+
+
 class Guest:
     """One QEMU with its serial line and QMP on socket pairs."""
 
     def __init__(self, folder, variant, machine="pc", extra=()):
         serial, serial_end = socket.socketpair()
         qmp, qmp_end = socket.socketpair()
+        self.architecture = Architecture(variant)
+        suffix = self.architecture.suffix
         images = [f"{folder}/{name}" for name in
-                  (f"ntoskrnl-{variant}.exe", "ntdll.dll", "app.exe")]
+                  (f"ntoskrnl-{variant}.exe", f"ntdll{suffix}.dll", f"app{suffix}.exe")]
         self.process = subprocess.Popen(
             ["qemu-system-x86_64", "-accel", "tcg", "-machine", machine, "-m", "128",
              "-display", "none", "-nodefaults",
@@ -94,6 +134,19 @@ class Guest:
     def monitor(self, line):
         return self.run("human-monitor-command", **{"command-line": line})
 
+    def read_entry(self, at, physical=False):
+        """An entry of a page table."""
+        unit = "g" if self.architecture.entry_size == 8 else "w"
+        return int(self.monitor(f"x{'p' * physical} /1{unit}x 0x{at:x}").split(": ")[1], 16)
+
+    def entry(self, symbols, address):
+        return self.read_entry(self.architecture.entry_at(symbols["PteBase"], address))
+
+    def identifier(self, process):
+        """UniqueProcessId of an EPROCESS."""
+        at = process + self.architecture.process_id
+        return int(self.monitor(f"x /1wx 0x{at:x}").split(": ")[1], 16)
+
     def rights(self):
         """Page address: flags, as `info tlb` prints them."""
         rows = re.findall(r"([0-9a-f]{16}): [0-9a-f]{16} (\S{9})", self.monitor("info tlb"))
@@ -147,6 +200,23 @@ class Stub:
 
     def set_register(self, number, value):
         self.ask(f"P{number:x}=" + value.to_bytes(8, "little").hex())
+
+    # All at once with `g` and `G`, but for a guest of 32 bits: QEMU 7.2 takes the
+    # registers behind the floating-point ones from other places than it puts them.
+    def save(self):
+        if self.guest.architecture.is64:
+            return self.ask("g")
+        return [(number, self.register(number)) for number in (*range(8), self.RIP, self.RIP + 1)]
+
+    def restore(self, saved):
+        if self.guest.architecture.is64:
+            self.ask("G" + saved)
+            return
+        for number, value in saved:
+            self.set_register(number, value)
+
+    def read(self, address, size):
+        return int.from_bytes(bytes.fromhex(self.ask(f"m{address:x},{size:x}")), "little")
 
     def write(self, address, data):
         self.ask(f"M{address:x},{len(data):x}:{data.hex()}")

@@ -81,24 +81,23 @@ def hybrid(results, folder, variant, path, count):
         guest.boot()
         symbols = guest.symbols()
         process = symbols["PsInitialSystemProcess"]
-        entry_at = symbols["PteBase"] + ((process >> 9) & 0x7FFFFFFFF8)
-        read = lambda at: int(guest.monitor(f"x /1gx 0x{at:x}").split(": ")[1], 16)
+        entry = lambda: guest.entry(symbols, process)
         guest.ask("guard on")
         guest.ask("load on")
         good, moved, gone = 0, 0, 0
         for _ in range(3):
-            old = read(entry_at)
+            old = entry()
             guest.send("#6 power user 2 5 0\n")
             said = guest.line(30) == "! hybrid-sleep action=2 state=5"
             wait_for_suspension(guest)
-            gone += read(entry_at) & 1 == 0
+            gone += entry() & 1 == 0
             guest.run("system_wakeup")
             good += said and [guest.line(30), guest.line(30)] == ["! awake", "#6 ok status=0x00000000"]
-            new = read(entry_at)
-            moved += new & 1 and (new ^ old) & 0xFFFFFFFFFF000 != 0
+            new = entry()
+            moved += new & 1 and (new ^ old) & guest.architecture.frame != 0
         check(f"{count} processors: three hybrid sleeps", good == 3, good)
         check("the pool is gone meanwhile, and back in other frames", gone == moved == 3, (gone, moved))
-        check("the same there", read(process + 0x440) == 4 and guest.ask("work 1000") == ["ok calls=1000"])
+        check("the same there", guest.identifier(process) == 4 and guest.ask("work 1000") == ["ok calls=1000"])
         guest.send("#6 power user 2 5 0\n")
         guest.line(30)
         wait_for_suspension(guest)

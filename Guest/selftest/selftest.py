@@ -16,7 +16,7 @@ import hibernation_rules
 import machine_rules
 from harness import Guest, Stub
 
-VARIANTS = [f"{o}-{r}" for o in ("O0", "O2", "Os") for r in ("direct", "deep")]
+VARIANTS = [f"{a}{o}-{r}" for a in ("", "x86-pae-", "x86-") for o in ("O0", "O2", "Os") for r in ("direct", "deep")]
 
 
 class Results:
@@ -77,6 +77,9 @@ def power_rules(guest, results):
     for who, added in (("kernel", 1), ("kernel-direct", 1), ("user", 2)):
         check(f"success from {who}", ask(f"power {who} 7 4 0") == "ok status=0x00000000")
         counts(added, who)
+    if not guest.architecture.is64:
+        check("by int 2Eh", ask("power user-interrupt 7 4 0") == "ok status=0x00000000")
+        counts(2, "by int 2Eh")
     for who in ("user", "unprivileged", "kernel", "kernel-direct"):
         bad = [(0, 4, 0), (8, 4, 0), (5, 0, 0), (5, 7, 0), (5, 6, 0x40),
                (0xFFFFFFFF, 4, 0), (5, 0x80000000, 0)]
@@ -146,14 +149,15 @@ def memory_rules(guest, results, folder, variant):
     check = results.check
     symbols = guest.symbols()
     base = symbols["ImageBase"]
-    check("the base is where Windows' is",
-          base % 0x200000 == 0 and 0xFFFFF80000000000 <= base < 0xFFFFF84000000000)
+    architecture = guest.architecture
+    check("the base is where Windows' is", architecture.is_base(base))
     guest.ask("check")  # reads, and so brings in, what is pageable
     rights = guest.rights()
     wrong = []
     for name, at, size, flags in sections(folder, variant):
+        forbidden = architecture.forbids_execution and not flags & 0x20000000
         expected = None if flags & 0x02000000 else (
-            "X" if not flags & 0x20000000 else "-", "W" if flags & 0x80000000 else "-")
+            "X" if forbidden else "-", "W" if flags & 0x80000000 else "-")
         for page in range(base + at, base + at + size, 4096):
             found = rights.get(page)
             if (found and (found[0], found[8])) != expected:
@@ -161,8 +165,9 @@ def memory_rules(guest, results, folder, variant):
     check("each page has its section's rights, INIT is gone", not wrong, wrong[:3])
     # QEMU prints the last level's flags; below the self-map entry these are the
     # tables' own, and it is the NX of the entry itself that counts.
-    self_map = range(symbols["PteBase"], symbols["PteBase"] + (1 << 39))
-    loose = [hex(p) for p, f in rights.items() if f[0] == "-" and f[8] == "W" and p not in self_map]
+    self_map = architecture.tables(symbols["PteBase"])
+    loose = [hex(p) for p, f in rights.items() if f[0] == "-" and f[8] == "W" and p not in self_map
+             and architecture.forbids_execution]
     check("nothing is writable and executable", not loose, loose[:3])
     moved = [re.match(r"ok page=(\S+) old=(\S+) new=(\S+)", guest.ask(f"move {name}")[-1])
              for name in ("MmMapPage", "KiServiceTable", "NtSetSystemPowerState", "MmMapPage")]
@@ -174,7 +179,7 @@ def memory_rules(guest, results, folder, variant):
     remapped = guest.ask("remap 100000")[-1]
     check("remap", re.fullmatch(r"ok rounds=100000 time=[1-9]\d*", remapped), remapped)
     image = range(symbols["ImagePhysicalBase"], symbols["ImagePhysicalBase"] + 0x200000)
-    alias = [hex(p) for p in rights if p - 0xFFFF900000000000 in image]
+    alias = [hex(p) for p in rights if p - architecture.direct_map in image]
     check("the image has no other mapping", not alias, alias[:3])
     check("the kernel's code is clean", guest.ask("check")[0].startswith("ok clean"))
     text = next(s for s in sections(folder, variant) if s[0] == ".text")
@@ -227,42 +232,52 @@ def caller_rules(guest, results):
     symbols = guest.symbols()
     function, delay = symbols["NtSetSystemPowerState"], symbols["KeDelayExecutionThread"]
 
+    is64 = guest.architecture.is64
+    width = 8 if is64 else 4
     with Stub(guest) as stub:
         stub.run_to(function, "power kernel-direct 7 4 0\n")
         stub.set_register(Stub.RBX, 1)
-        stub.set_register(Stub.R14, 2)
+        stub.set_register(Stub.R14 if is64 else Stub.RSI, 2)
     check("registers that come back changed are told",
-          guest.line() == "error registers mask=0x41")
+          guest.line() == f"error registers mask=0x{0x41 if is64 else 5:x}")
 
     with Stub(guest) as stub:
         stub.run_to(function, "power user 7 4 0\n")
-        check("upper halves of the arguments are undefined",
-              stub.register(Stub.RCX) == 0xBADC0DE500000007
-              and stub.register(Stub.R8) == 0xBADC0DE500000000)
+        stack = stub.register(Stub.RSP)
+        if is64:
+            check("upper halves of the arguments are undefined",
+                  stub.register(Stub.RCX) == 0xBADC0DE500000007
+                  and stub.register(Stub.R8) == 0xBADC0DE500000000)
+        else:
+            check("the arguments are on the stack",
+                  [stub.read(stack + at, 4) for at in (4, 8, 12)] == [7, 4, 0])
         # Held by the guest's own means: the thread sleeps, its return address
         # the function's entry, where it stands again with all put back.
-        saved, stack = stub.ask("g"), stub.register(Stub.RSP)
+        saved = stub.save()
         interval, frame = stack - 0x100, (stack - 0x200) // 16 * 16 - 8
         for milliseconds, line in ((5, ""), (5, ""), (5, ""), (2000, "#5 ping\n")):
             stub.write(interval, (-10000 * milliseconds).to_bytes(8, "little", signed=True))
-            stub.write(frame, function.to_bytes(8, "little"))
-            for register, value in ((Stub.RSP, frame), (Stub.RCX, 0), (Stub.RDX, 0),
-                                    (Stub.R8, interval), (Stub.RIP, delay)):
+            arguments = [] if is64 else [0, 0, interval]
+            stub.write(frame, b"".join(v.to_bytes(width, "little") for v in [function, *arguments]))
+            registers = [(Stub.RCX, 0), (Stub.RDX, 0), (Stub.R8, interval)] if is64 else []
+            for register, value in [(Stub.RSP, frame), *registers, (Stub.RIP, delay)]:
                 stub.set_register(register, value)
             stub.run_to(function, line, lambda: line and check(
                 "the console answers while a caller sleeps", guest.line() == "#5 ok pong"))
-        stub.ask("G" + saved)
+        stub.restore(saved)
     check("a caller held asleep goes on unharmed", guest.line() == "ok status=0x00000000")
 
+    # Where ring 3 goes on: RCX; on x86 always in ntdll, which returns by its stack, EDX.
+    entry, back = symbols[guest.architecture.call_entry], Stub.RCX if is64 else Stub.RDX
     with Stub(guest) as stub:
-        stub.run_to(symbols["KiSystemCall64"], "#6 work 5\n")
-        stub.set_register(Stub.RCX, 0x10)  # where it returns to
+        stub.run_to(entry, "#6 work 5\n")
+        stub.set_register(back, 0x10)
     check("a fault in ring 3 is said", guest.line().startswith("! exception vector=14"))
     check("and its command answered", guest.line() == "#6 error the thread ended")
     with Stub(guest) as stub:
-        stub.run_to(symbols["KiSystemCall64"], "work 5\n")
-        stub.set_register(Stub.RAX, 0x19)  # five arguments, and no stack
-        stub.set_register(Stub.RSP, 0x5000)
+        stub.run_to(entry, "work 5\n")
+        stub.set_register(Stub.RAX, 0x19 if is64 else 0xEA)  # five arguments, and no stack
+        stub.set_register(Stub.RSP if is64 else Stub.RDX, 0x5000)
     check("no stack for a service's arguments is the program's fault",
           guest.line().endswith("address=0x5000") and guest.line() == "error the thread ended")
     check("others go on", guest.ask("work 5") == ["ok calls=5"])
@@ -294,7 +309,7 @@ def main():
         print(variant)
         with Guest(folder, variant) as guest:
             banner = guest.boot()
-            results.check("banner", banner == f"Vigil guest ready variant={variant} build=19045",
+            results.check("banner", banner == f"Vigil guest ready variant={variant} build={guest.architecture.build}",
                           banner)
             console_rules(guest, results)
             power_rules(guest, results)

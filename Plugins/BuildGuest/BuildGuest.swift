@@ -9,9 +9,13 @@ struct BuildGuest: BuildToolPlugin {
 
     /// Every file of the guest that guest-builder makes.
     static let artifacts =
-        ["loader", "ntdll.dll", "app.exe"]
-        + ["O0", "O2", "Os"].flatMap { optimization in
-            ["direct", "deep"].map { "ntoskrnl-\(optimization)-\($0).exe" }
+        ["loader", "ntdll.dll", "app.exe", "ntdll-x86.dll", "app-x86.exe"]
+        + ["", "x86-pae-", "x86-"].flatMap { architecture in
+            ["O0", "O2", "Os"].flatMap { optimization in
+                ["direct", "deep"].flatMap { reentry in
+                    ["exe", "map"].map { "ntoskrnl-\(architecture)\(optimization)-\(reentry).\($0)" }
+                }
+            }
         }
 
     func createBuildCommands(context: PluginContext, target: Target) throws -> [Command] {

@@ -4,6 +4,21 @@ import HostProcesses
 
 /// How to start the bundled guest.
 public struct GuestConfiguration: Sendable {
+    /// What the guest is built for, and in the shape of which Windows.
+    public enum Architecture: String, CaseIterable, Sendable {
+        /// Windows 10, builds 19041 to 19045.
+        case x64 = "x64"
+        /// Windows 7 SP1 with physical address extension: page tables of three levels.
+        case x86PAE = "x86-pae"
+        /// Windows 7 SP1 without it: page tables of two levels.
+        case x86 = "x86"
+
+        /// What the name of a kernel has before its optimisation.
+        var kernelPrefix: String { self == .x64 ? "" : "\(rawValue)-" }
+        /// What the names of the programs have after them.
+        var programSuffix: String { self == .x64 ? "" : "-x86" }
+    }
+
     public enum Optimisation: String, CaseIterable, Sendable {
         case o0 = "O0"
         case o2 = "O2"
@@ -18,6 +33,8 @@ public struct GuestConfiguration: Sendable {
         case deep
     }
 
+    /// What the guest is built for, by which its kernel and its programs are chosen.
+    public var architecture = Architecture.x64
     public var optimisation = Optimisation.o2
     public var reentry = Reentry.direct
     /// QEMU's machine type.
@@ -36,6 +53,11 @@ public struct GuestConfiguration: Sendable {
     public var extraArguments: [String] = []
 
     public init() {}
+
+    /// Which kernel it is, as the guest says itself: `O2-direct`, `x86-pae-O2-direct`.
+    public var variant: String {
+        "\(architecture.kernelPrefix)\(optimisation.rawValue)-\(reentry.rawValue)"
+    }
 }
 
 /// Why the bundled guest could not be started.
@@ -79,8 +101,9 @@ public final class BundledGuestMachine {
         self.folder = folder
         logFile = folder.appendingPathComponent("qemu.log")
 
-        let kernel = "ntoskrnl-\(configuration.optimisation.rawValue)-\(configuration.reentry.rawValue).exe"
-        let modules = try [kernel, "ntdll.dll", "app.exe"].map { try Self.artifact($0) }
+        let suffix = configuration.architecture.programSuffix
+        let modules = try ["ntoskrnl-\(configuration.variant).exe", "ntdll\(suffix).dll", "app\(suffix).exe"]
+            .map { try Self.artifact($0) }
         var arguments = [
             "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg",
             "-machine",

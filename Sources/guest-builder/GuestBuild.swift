@@ -21,7 +21,7 @@ struct GuestBuild {
         switch architecture {
         case .x64: ["--target=x86_64-pc-windows-msvc", "-fasynchronous-unwind-tables", "-mno-red-zone"] + windowsFlags
         case .x86, .x86PAE:
-            ["--target=i686-pc-windows-msvc", "-mrtd", "-fno-omit-frame-pointer", "-fms-hotpatch"]
+            ["--target=i686-pc-windows-msvc", "-march=pentium3", "-mrtd", "-fno-omit-frame-pointer", "-fms-hotpatch"]
                 + windowsFlags + (architecture == .x86PAE ? ["-DVIGIL_PAE"] : [])
         }
     }
@@ -45,6 +45,9 @@ struct GuestBuild {
     /// Kernel sources that differ between the two shapes of re-entry; all
     /// others are compiled once for each architecture and optimisation.
     static let shapedSources: Set = ["NtSetSystemPowerState.c", "reentry.c", "variant.c"]
+
+    /// What Windows exports on x86 beside the list in `ntoskrnl.def`.
+    static let exportsOfX86 = ["/export:IoThreadToProcess", "/export:KeServiceDescriptorTable,DATA"]
 
     /// Linked last, and made as large as the rules for `.text` need.
     static let paddingSource = "padding.S"
@@ -264,7 +267,7 @@ extension GuestBuild {
                 "/subsystem:native", "/driver", "/entry:KiSystemStartup",
                 "/base:\(is64 ? "0x140000000" : "0x400000")", "/dynamicbase", "/section:INIT,ERD",
                 "/def:\(exports)", "/noimplib", "/map:\(artifact(variant.mapName))",
-            ] + (is64 ? [] : ["/export:KeServiceDescriptorTable,DATA"])
+            ] + (is64 ? [] : Self.exportsOfX86)
                 + (objects + [object]).map(\.path))
     }
 }

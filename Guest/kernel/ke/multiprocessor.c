@@ -89,7 +89,7 @@ INIT_CODE void KiStartOtherProcessors(void)
         Processor->Pcr.Prcb.ApicId = HalpAcpi.ApicIds[i];
         KiProcessors[(ULONG)KeNumberProcessors] = Processor;
         if (!KiBringUp(KiOtherProcessorStartup, Processor,
-                       (ULONG_PTR)Processor->IdleStack + KERNEL_STACK_SIZE - 0x200))
+                       (ULONG_PTR)Processor->IdleStack + KERNEL_STACK_SIZE - KERNEL_STACK_RESERVE))
             KeBugCheckEx(PHASE0_INITIALIZATION_FAILED, 11, HalpAcpi.ApicIds[i], 0, 0);
         KeNumberProcessors++;
     }

@@ -87,6 +87,8 @@ static void PspDescribeModule(PEB_BLOCK *Block, ULONG_PTR At, ULONG Index, const
                                            (WCHAR *)(UserText + Prefix * 2)};
 }
 
+#define LINK sizeof(LIST_ENTRY)
+
 // The three lists run through the same entries at three offsets, a link apart,
 // in the head as in the entries. Initialization order has no program, only
 // DLLs.
@@ -99,7 +101,7 @@ static void PspLinkModules(PEB_BLOCK *Block, ULONG_PTR At)
                             &Block->Ldr.InMemoryOrderModuleList,
                             &Block->Ldr.InInitializationOrderModuleList};
 
-    for (ULONG i = 0; i < 3; i++, Head += sizeof(LIST_ENTRY), First += sizeof(LIST_ENTRY), Second += sizeof(LIST_ENTRY)) {
+    for (ULONG i = 0; i < 3; i++, Head += LINK, First += LINK, Second += LINK) {
         LIST_ENTRY *A = &Block->Modules[0].InLoadOrderLinks + i;
         LIST_ENTRY *B = &Block->Modules[1].InLoadOrderLinks + i;
         if (i < 2) {

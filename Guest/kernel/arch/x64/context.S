@@ -36,7 +36,7 @@ KiSwapContext:
     ret
 
 // Where a new thread's first switch returns to: its routine is in R12, the
-// argument in R13 (see PspCreateThread).
+// argument in R13 (see KiInitialKernelStack).
     .balign 16
     .globl KiThreadStartup
 KiThreadStartup:

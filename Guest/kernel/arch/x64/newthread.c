@@ -4,15 +4,12 @@
 #include "../../include/ps.h"
 #include "../../include/rtl.h"
 
-// At the top of every kernel stack: the x87 and SSE state (FXSAVE's 512 bytes).
-#define STATE_SAVE_SIZE 0x200
-
 // The reset state: FCW at 0, MXCSR at 24 (Intel SDM volume 1, table 10-2).
 void KiInitializeStateSave(PKTHREAD Thread)
 {
-    Thread->StateSaveArea = (PUCHAR)Thread->StackBase - STATE_SAVE_SIZE;
+    Thread->StateSaveArea = (PUCHAR)Thread->StackBase - KERNEL_STACK_RESERVE;
     Thread->InitialStack = Thread->StateSaveArea;
-    RtlZeroMemory(Thread->StateSaveArea, STATE_SAVE_SIZE);
+    RtlZeroMemory(Thread->StateSaveArea, KERNEL_STACK_RESERVE);
     *(USHORT *)Thread->StateSaveArea = 0x37F;
     *(ULONG *)((PUCHAR)Thread->StateSaveArea + 24) = 0x1F80;
 }

@@ -7,7 +7,7 @@
     .globl KiSystemStartup
 KiSystemStartup:                        // RCX: the boot block
     cli
-    lea rsp, [rip + KiIdleStack + KERNEL_STACK_SIZE - 0x200]
+    lea rsp, [rip + KiIdleStack + KERNEL_STACK_SIZE - KERNEL_STACK_RESERVE]
     sub rsp, 0x28
     xor ebp, ebp
     call KiInitializeKernel

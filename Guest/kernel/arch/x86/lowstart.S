@@ -3,7 +3,7 @@
 // times 4096), and how the boot processor comes back from sleep (at the firmware
 // waking vector). The C side copies this to LOW_START and fills in where to go.
 //
-// CR4, CR3 and where there is one EFER first, then CR0.PE and CR0.PG in one write.
+// CR4, EFER (with PAE, for NXE) and CR3 first, then CR0.PE and CR0.PG in one write.
 
 #define LOW_START 0x8000
 #define LOW(label) (LOW_START + (label) - _KiLowStart)
@@ -21,15 +21,10 @@ _KiLowStart:
 #ifdef VIGIL_PAE
     movl $0x20, %eax                    // PAE
     movl %eax, %cr4
-    movl $0x80000001, %eax
-    cpuid
-    testl $0x100000, %edx               // NX
-    jz 1f
     movl $0xC0000080, %ecx              // IA32_EFER
     rdmsr
     orl $0x800, %eax                    // NXE
     wrmsr
-1:
 #else
     movl $0x10, %eax                    // PSE
     movl %eax, %cr4

@@ -181,7 +181,7 @@ void KiSwitchState(PKTHREAD To)
     Prcb->CurrentThread = To;
     Pcr->StackBase = (PUCHAR)To->InitialStack - NPX_FRAME_LENGTH;
     Pcr->StackLimit = To->StackLimit;
-    Pcr->TssBase->Esp0 = (ULONG)To->InitialStack - NPX_FRAME_LENGTH - KTRAP_FRAME_V86;
+    Pcr->TssBase->Esp0 = (ULONG)To->InitialStack - KERNEL_STACK_RESERVE;
     KiSetTeb(To);
     if (KiReadRoot() != To->ApcState.Process->DirectoryTableBase)
         KiWriteRoot(To->ApcState.Process->DirectoryTableBase);

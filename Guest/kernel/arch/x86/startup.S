@@ -8,7 +8,7 @@
 _KiSystemStartup@4:                     // the boot block is on the stack
     cli
     mov ecx, [esp + 4]
-    mov esp, offset _KiIdleStack + KERNEL_STACK_SIZE - NPX_FRAME_LENGTH - KTRAP_FRAME_V86
+    mov esp, offset _KiIdleStack + KERNEL_STACK_SIZE - KERNEL_STACK_RESERVE
     xor ebp, ebp
     push ecx
     call _KiInitializeKernel@4

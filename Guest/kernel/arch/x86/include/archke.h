@@ -226,9 +226,15 @@ FORCEINLINE void KiWriteService(volatile LONG *Table, ULONG Number, PVOID Target
     ((volatile UCHAR *)KiArgumentTable)[Number] = (UCHAR)(Arguments * 4);
 }
 
-// Model-specific registers that nobody may change: IA32_SYSENTER_CS, ESP, EIP.
+// Model-specific registers that nobody may change: IA32_SYSENTER_CS, ESP, EIP, and
+// EFER where page tables depend on it.
+#ifdef VIGIL_PAE
+#define KI_GUARDED_MSRS {0x174, 0x175, 0x176, 0xC0000080}
+#define KI_GUARDED_MSR_COUNT 4
+#else
 #define KI_GUARDED_MSRS {0x174, 0x175, 0x176}
 #define KI_GUARDED_MSR_COUNT 3
+#endif
 
 // A bug check's parameters, as they are printed.
 #define KI_PARAMETER_FORMAT "0x%08llx"
@@ -243,7 +249,8 @@ extern UCHAR KiFastCallEntry[], KiSystemService[], KiSystemServiceRepeat[], KiSe
     {"KiServiceExit", (ULONG_PTR)KiServiceExit}, \
     {"KiSystemCallExit", (ULONG_PTR)KiSystemCallExit}, \
     {"KiArgumentTable", (ULONG_PTR)KiArgumentTable}, \
-    {"SharedUserData", KI_USER_SHARED_DATA},
+    {"SharedUserData", KI_USER_SHARED_DATA}, \
+    {"MmProtopteBase", MM_NONPAGED_POOL_BASE},
 
 // `int 2Eh` is a system call, too.
 #define KI_HAS_SERVICE_INTERRUPT TRUE
