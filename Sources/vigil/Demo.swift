@@ -17,6 +17,8 @@ struct Demo: ParsableCommand {
             transitions are the end of, and once with it on.
             """)
 
+    @Option(help: "What the guest is built for: x64; x86-pae or x86, 32-bit kernels with and without PAE.")
+    var arch: GuestConfiguration.Architecture = .x64
     @Option(
         help: ArgumentHelp(
             "How long to hold the caller of each transition (default: 500; not with --rounds).",
@@ -48,6 +50,9 @@ struct Demo: ParsableCommand {
         if rounds != nil && hold != nil {
             throw ValidationError("--hold and --rounds exclude each other: in rounds callers are held for the agents.")
         }
+        if arch != .x64 && guardSwitch == .off {
+            throw ValidationError("--guard off shows what agents do to a guest, and those are for --arch x64.")
+        }
         if let vcpus, !(1...4).contains(vcpus) { throw ValidationError("--vcpus takes 1 to 4.") }
         if let hold, hold < 1 { throw ValidationError("--hold takes a positive number of milliseconds.") }
     }
@@ -58,7 +63,7 @@ struct Demo: ParsableCommand {
         if let rounds {
             return try Self.starting {
                 try DemoRounds(
-                    rounds: rounds, seed: seed ?? 1, processors: vcpus ?? 1, isGuarded: guardSwitch != .off,
+                    rounds: rounds, seed: seed ?? 1, architecture: arch, processors: vcpus ?? 1, isGuarded: guardSwitch != .off,
                     renderer: renderer, format: format
                 ).run()
             }
@@ -77,7 +82,7 @@ struct Demo: ParsableCommand {
             options.session = UUID().uuidString.lowercased()
             chapters += try play(part, options, disk, renderer).chapters
         }
-        let comparison = DemoComparison(renderer)
+        let comparison = DemoComparison(renderer, arch)
         try Self.starting { try comparison.run() }
         renderer.print(line: summary(chapters, comparison, format))
         if chapters.contains(where: { !$0.passed }) || chapters.count < DemoStory.length || !comparison.passed {
@@ -91,6 +96,7 @@ struct Demo: ParsableCommand {
     ) throws -> DemoStory {
         let guest = try Self.starting {
             var configuration = GuestConfiguration()
+            configuration.architecture = arch
             configuration.disk = disk.path
             let guest = try BundledGuestMachine(configuration)
             switch part {
@@ -144,10 +150,11 @@ struct Demo: ParsableCommand {
         _ chapters: [DemoStory.Chapter], _ comparison: DemoComparison, _ format: OutputFormat
     ) -> String {
         let passed = chapters.count { $0.passed } + comparison.verdicts.count { $0.isExpected }
-        let expected = DemoStory.length + DemoComparison.length
+        let expected = DemoStory.length + comparison.length
         switch format {
         case .json:
             var line = JSONLine(event: "demo-summary")
+            line.add("architecture", arch.rawValue)
             line.add("passed", passed)
             line.add("expected", expected)
             line.add("chapters", chapters)
@@ -164,6 +171,8 @@ struct Demo: ParsableCommand {
         }
     }
 }
+
+extension GuestConfiguration.Architecture: ExpressibleByArgument {}
 
 /// Whether agents are taken out before transitions.
 enum GuardSwitch: String, ExpressibleByArgument, CaseIterable {

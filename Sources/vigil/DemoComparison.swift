@@ -1,25 +1,36 @@
+import BundledGuest
 import Foundation
 
-/// The part of the demo with agents and protections: each transition with the guard off, and with it on.
+/// The part of the demo with agents and protections: each transition with the guard off, and with it on. In a 32-bit
+/// guest, where there are no agents for a guard to take out, once with protections.
 final class DemoComparison {
-    /// How many transitions there are to see.
-    static let length = 2 * DemoPassage.allCases.count
-
     private let renderer: EventRenderer
+    private let architecture: GuestConfiguration.Architecture
     private(set) var verdicts: [DemoVerdict] = []
 
-    init(_ renderer: EventRenderer) { self.renderer = renderer }
+    init(_ renderer: EventRenderer, _ architecture: GuestConfiguration.Architecture) {
+        self.renderer = renderer
+        self.architecture = architecture
+    }
 
-    var passed: Bool { verdicts.count == Self.length && verdicts.allSatisfy(\.isExpected) }
+    private var hasAgents: Bool { architecture == .x64 }
+    private var runs: [Bool] { hasAgents ? [false, true] : [true] }
+
+    /// How many transitions there are to see.
+    var length: Int { runs.count * DemoPassage.allCases.count }
+
+    var passed: Bool { verdicts.count == length && verdicts.allSatisfy(\.isExpected) }
 
     func run() throws {
-        for isGuarded in [false, true] { try run(isGuarded) }
+        for isGuarded in runs { try run(isGuarded) }
     }
 
     private func run(_ isGuarded: Bool) throws {
         renderer.note("")
-        renderer.note("With agents and protections armed, and the guard \(isGuarded ? "on" : "off")")
+        let title = "With agents and protections armed, and the guard \(isGuarded ? "on" : "off")"
+        renderer.note(hasAgents ? title : "With protections armed")
         var setup = DemoLife.Setup()
+        setup.architecture = architecture
         setup.isGuarded = isGuarded
         setup.note = renderer.note
         setup.report = renderer.render
@@ -28,7 +39,8 @@ final class DemoComparison {
         // The shutdown comes last: what it leaves is a guest that has booted, like any other.
         for passage in DemoPassage.allCases {
             let verdict = try life.pass(passage, by: "user", comesBack: passage != .shutdown)
-            renderer.note("→ \(passage.words), guard \(isGuarded ? "on" : "off"): \(Self.words(verdict))")
+            let name = hasAgents ? "\(passage.words), guard \(isGuarded ? "on" : "off")" : passage.words
+            renderer.note("→ \(name): \(Self.words(verdict))")
             verdicts.append(verdict)
             if case .result = verdict.end { continue }
             try life.boot()
@@ -50,6 +62,13 @@ final class DemoComparison {
                 return "✗ not tried"
             }
             return (verdict.isExpected ? "✓ " : "✗ ") + verdict.end.words
+        }
+        guard hasAgents else {
+            let width = DemoPassage.allCases.map(\.words.count).max() ?? 0
+            return ["With protections armed:", ""]
+                + DemoPassage.allCases.map { passage in
+                    "  " + passage.words.padding(toLength: width + 2, withPad: " ", startingAt: 0) + cell(passage, true)
+                }
         }
         let rows =
             [("", "guard off", "guard on")]

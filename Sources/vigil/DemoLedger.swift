@@ -6,8 +6,12 @@ import Protections
 
 /// What a session has said of a guest: what is in it, what is protected, and how the last transition went.
 struct DemoLedger {
-    static let agents = Set(AgentKind.allCases.map(\.rawValue))
     static let protections = Set(ProtectionKind.allCases)
+
+    /// What is to be in the guest.
+    let agents: Set<AgentKind>
+
+    init(agents: Set<AgentKind>) { self.agents = agents }
 
     private(set) var isAttached = false
     private(set) var deployed: Set<String> = []
@@ -21,7 +25,7 @@ struct DemoLedger {
     private var outcomeAt: ContinuousClock.Instant?
 
     /// Everything that was asked for is in the guest, and checked.
-    var isComplete: Bool { isAttached && deployed == Self.agents && armed == Self.protections }
+    var isComplete: Bool { isAttached && deployed == Set(agents.map(\.rawValue)) && armed == Self.protections }
 
     /// Another transition begins.
     mutating func begin() {

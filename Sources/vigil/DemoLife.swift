@@ -16,9 +16,12 @@ final class DemoLife {
     }
 
     struct Setup {
+        var architecture = GuestConfiguration.Architecture.x64
         var processors = 1
         /// Agents are taken out before transitions.
         var isGuarded = true
+        /// What is in the guest: agents are for 64-bit kernels.
+        var agents: Set<AgentKind> { architecture == .x64 ? Set(AgentKind.allCases) : [] }
         var note: (String) -> Void = { _ in }
         /// Gets each event of each session, on a thread of the session's own.
         var report: (EngineEvent) -> Void = { _ in }
@@ -42,12 +45,13 @@ final class DemoLife {
     private let interruption = Interruption()
     private var guest: BundledGuestMachine?
     private var session: DemoSession?
-    private var ledger = DemoLedger()
+    private var ledger: DemoLedger
     /// Of this boot, before there was any load, or anything of Vigil's.
     private var pool: Pool = [:]
 
     init(_ setup: Setup) throws {
         self.setup = setup
+        ledger = DemoLedger(agents: setup.agents)
         disk = try TemporaryDisk()
         stateFolder = "\(NSTemporaryDirectory())/vigil-demo-\(UUID().uuidString)"
     }
@@ -77,6 +81,7 @@ final class DemoLife {
         guest?.process.kill()
         guest = nil
         var configuration = GuestConfiguration()
+        configuration.architecture = setup.architecture
         configuration.disk = disk.path
         configuration.extraArguments = ["-smp", String(setup.processors)]
         let new = try BundledGuestMachine(configuration)
@@ -94,15 +99,16 @@ final class DemoLife {
 
     private func attach(_ guest: BundledGuestMachine) throws {
         var options = EngineOptions()
-        options.agents = Set(AgentKind.allCases)
+        options.agents = setup.agents
         options.protections = Set(ProtectionKind.allCases)
         options.protectedProcesses = ["app.exe"]
-        options.allowVisiblePatches = true
+        options.allowVisiblePatches = !setup.agents.isEmpty
         options.withdrawsAgents = setup.isGuarded
         options.journal = FileHibernationJournal(folder: stateFolder)
         guard let target = Target(argument: guest.target) else { throw DemoFailure("\(guest.target) is no target") }
         setup.note(
-            "$ vigil attach \(guest.target) --allow-visible-patches --agents heartbeat pt-filter --protect "
+            "$ vigil attach \(guest.target) "
+                + (setup.agents.isEmpty ? "" : "--allow-visible-patches --agents heartbeat pt-filter ") + "--protect "
                 + ProtectionKind.allCases.map(\.rawValue).joined(separator: " ") + " --process app.exe")
         if !setup.isGuarded { setup.note("  (with the guard off, which only the demo can do)") }
         let process = guest.process
@@ -166,7 +172,7 @@ final class DemoLife {
         }
         if setup.isGuarded {
             verdict.problems += ledger.problems
-            if ledger.withdrawn != DemoLedger.agents { verdict.problems.append("agents stayed in the guest") }
+            if ledger.withdrawn != Set(setup.agents.map(\.rawValue)) { verdict.problems.append("agents stayed in the guest") }
         } else {
             verdict.problems = []
         }

@@ -1,10 +1,12 @@
 import ArgumentParser
+import BundledGuest
 import Foundation
 
 /// All transitions in random order, over and over, with agents and protections: a line for each, and how it ended.
 struct DemoRounds {
     let rounds: Int
     let seed: UInt64
+    let architecture: GuestConfiguration.Architecture
     let processors: Int
     /// Agents are taken out before transitions.
     let isGuarded: Bool
@@ -14,6 +16,7 @@ struct DemoRounds {
     func run() throws {
         var random = SplitMix(state: seed)
         var setup = DemoLife.Setup()
+        setup.architecture = architecture
         setup.processors = processors
         setup.isGuarded = isGuarded
         let life = try DemoLife(setup)
@@ -72,6 +75,7 @@ struct DemoRounds {
             var line = JSONLine(event: "demo-rounds-summary")
             line.add("rounds", rounds)
             line.add("seed", seed)
+            line.add("architecture", architecture.rawValue)
             line.add("vcpus", processors)
             line.add("guard", isGuarded ? "on" : "off")
             line.add("transitions", verdicts.count)
@@ -83,7 +87,8 @@ struct DemoRounds {
         case .text:
             let counts = "\(verdicts.count) transitions, \(verdicts.count(where: isGood)) as expected"
             let end = crash.map { "\($0.end.words) in \($0.passage.words)" } ?? "no bug check"
-            return "\n\(counts); \(end). Seed \(seed), \(processors) vCPUs, guard \(isGuarded ? "on" : "off")."
+            let guardWords = architecture == .x64 ? ", guard \(isGuarded ? "on" : "off")" : ""
+            return "\n\(counts); \(end). \(architecture.rawValue), seed \(seed), \(processors) vCPUs\(guardWords)."
         }
     }
 }
