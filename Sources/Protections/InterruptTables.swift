@@ -5,8 +5,7 @@ import X86
 
 /// The interrupt tables of all vCPUs.
 final class InterruptTables {
-    /// In bytes: 256 gates of 16.
-    static let maximumSize = 4096
+    static let gateCount = 256
     /// Looks at a difference that is another one each time, before the last is believed.
     static let attempts = 4
 
@@ -14,6 +13,8 @@ final class InterruptTables {
     fileprivate struct Table: Equatable {
         var base: GuestVirtualAddress
         var limit: UInt32
+        /// In bytes: 16 in long mode, else 8. Intel SDM volume 3, 6.11 and 6.14.1.
+        var gateSize: Int
         /// nil where the table's page cannot be read now.
         var gates: [UInt8]?
     }
@@ -63,7 +64,7 @@ final class InterruptTables {
         }
     }
 
-    /// The tables of those vCPUs that run a 64-bit system: others are still, or again, in firmware's hands.
+    /// The tables of those vCPUs that run the kernel's system: others are still, or again, in firmware's hands.
     private func tables(
         _ machine: any VirtualMachine, _ reader: PageReader
     ) throws(ProtectionError) -> [Int: Table] {
@@ -74,11 +75,17 @@ final class InterruptTables {
             throw .hypervisor(error)
         }
         var found: [Int: Table] = [:]
-        for (vcpu, entry) in all.enumerated() where entry.control.pagingEnabled && entry.control.longModeActive {
-            let size = min(Int(entry.idtLimit) + 1, Self.maximumSize)
+        let is64Bit = kernel.architecture == .x64
+        let gateSize = is64Bit ? 16 : 8
+        for (vcpu, entry) in all.enumerated()
+        where entry.control.pagingEnabled && entry.control.longModeActive == is64Bit {
+            // A boot loader of 32 bits has none of its own in the kernel's half.
+            guard kernel.memory.pagingMode.isInKernelHalf(entry.idtBase) else { continue }
+            let size = min(Int(entry.idtLimit) + 1, Self.gateCount * gateSize)
             do throws(MemoryError) {
                 let gates = try reader.stableBytes(at: entry.idtBase, count: size)
-                found[vcpu] = Table(base: entry.idtBase, limit: entry.idtLimit, gates: gates)
+                found[vcpu] = Table(
+                    base: entry.idtBase, limit: entry.idtLimit, gateSize: gateSize, gates: gates)
             } catch {
                 throw .memory(error)
             }
@@ -101,13 +108,13 @@ final class InterruptTables {
                 "the interrupt table of vCPU \(vcpu) has the limit 0x\(String(table.limit, radix: 16)) instead of "
                     + "0x\(String(original.limit, radix: 16))", table.base)
         }
-        for vector in 0..<(Self.maximumSize / 16) {
+        for vector in 0..<Self.gateCount {
             guard let now = table.gate(vector), let before = original.gate(vector), now != before,
                 now != said.gate(vector)
             else { continue }
             add(
                 "gate 0x\(String(vector, radix: 16)) of vCPU \(vcpu) \(Self.change(from: before, to: now))",
-                table.base + UInt64(vector * 16))
+                table.base + UInt64(vector * table.gateSize))
         }
         return found
     }
@@ -121,10 +128,10 @@ final class InterruptTables {
 }
 
 extension InterruptTables.Table {
-    /// The 16 bytes of a vector's gate, where the table has them.
+    /// The bytes of a vector's gate, where the table has them.
     func gate(_ vector: Int) -> ArraySlice<UInt8>? {
-        guard let gates, vector * 16 + 16 <= gates.count else { return nil }
-        return gates[vector * 16..<vector * 16 + 16]
+        guard let gates, (vector + 1) * gateSize <= gates.count else { return nil }
+        return gates[vector * gateSize..<(vector + 1) * gateSize]
     }
 
     /// What is known: where the gates cannot be read now, those that were read last.
@@ -136,9 +143,13 @@ extension InterruptTables.Table {
 }
 
 extension InterruptGate {
-    /// A gate from its 16 bytes.
+    /// A gate from its 16 or 8 bytes.
     fileprivate init?(_ bytes: ArraySlice<UInt8>) {
         func word(_ part: ArraySlice<UInt8>) -> UInt64 { part.reversed().reduce(0) { $0 << 8 | UInt64($1) } }
-        self.init(low: word(bytes.prefix(8)), high: word(bytes.dropFirst(8).prefix(8)))
+        if bytes.count == 8 {
+            self.init(protectedMode: word(bytes))
+        } else {
+            self.init(low: word(bytes.prefix(8)), high: word(bytes.dropFirst(8).prefix(8)))
+        }
     }
 }

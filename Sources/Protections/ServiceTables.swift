@@ -4,8 +4,7 @@ import WindowsGuest
 
 /// The tables that lead from a system call's number to its function, and the code that reads them.
 final class ServiceTables {
-    /// `_KSERVICE_TABLE_DESCRIPTOR`: Base, Count, Limit, Number, each as wide as a pointer.
-    private var descriptorSize: Int { 4 * Int(architecture.pointerSize) }
+    private var descriptorSize: Int { Int(architecture.layout.serviceDescriptorSize) }
 
     /// Bytes that nobody may change.
     private struct Part {
@@ -43,7 +42,7 @@ final class ServiceTables {
             try add(.descriptor("KeServiceDescriptorTable"), table.descriptor, descriptorSize, reader)
             try add(.table, table.base, Int(min(table.limit, ServiceTable.plausibleLimits.upperBound)) * 4, reader)
             // Number: one byte of arguments for each service, in kernels that have such a table.
-            if let arguments = try? kernel.memory.pointer(at: table.descriptor + 3 * architecture.pointerSize),
+            if let arguments = try? kernel.memory.pointer(at: table.descriptor + architecture.layout.serviceArguments),
                 kernel.image.contains(arguments),
                 kernel.image.contains(arguments + UInt64(table.limit))
             {

@@ -63,7 +63,8 @@ struct Demo: ParsableCommand {
         if let rounds {
             return try Self.starting {
                 try DemoRounds(
-                    rounds: rounds, seed: seed ?? 1, architecture: arch, processors: vcpus ?? 1, isGuarded: guardSwitch != .off,
+                    rounds: rounds, seed: seed ?? 1, architecture: arch, processors: vcpus ?? 1,
+                    isGuarded: guardSwitch != .off,
                     renderer: renderer, format: format
                 ).run()
             }

@@ -172,7 +172,9 @@ final class DemoLife {
         }
         if setup.isGuarded {
             verdict.problems += ledger.problems
-            if ledger.withdrawn != Set(setup.agents.map(\.rawValue)) { verdict.problems.append("agents stayed in the guest") }
+            if ledger.withdrawn != Set(setup.agents.map(\.rawValue)) {
+                verdict.problems.append("agents stayed in the guest")
+            }
         } else {
             verdict.problems = []
         }

@@ -7,7 +7,7 @@ extension Integration {
     @Suite(.serialized)
     struct AgentTests {
         static func guest(_ processors: Int) throws -> BundledGuestMachine {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(processors)]
             return try BundledGuestMachine.ready(configuration)
         }

@@ -17,7 +17,7 @@ extension Integration {
             "Attached at any moment of a boot, from the firmware on, Vigil arms the kernel when it is there",
             arguments: [0, 50, 100, 150, 200, 250, 300, 400])
         func duringBoot(milliseconds: Int) throws {
-            let guest = try BundledGuestMachine()
+            let guest = try BundledGuestMachine(.tested)
             try guest.waitForSocket()
             // Any moment will do: there is nothing to wait for.
             usleep(UInt32(milliseconds) * 1000)
@@ -56,7 +56,7 @@ extension Integration {
             "A guest that is reset ten times in a row, by itself and by its host, is armed each time",
             arguments: [1, 2])
         func tenResets(vcpus: Int) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(vcpus)]
             let guest = try BundledGuestMachine(configuration)
             try guest.waitUntilReady()

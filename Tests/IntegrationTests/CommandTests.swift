@@ -43,7 +43,7 @@ extension Integration {
 
         @Test("A QEMU with a debugger is left to its debugger")
         func debugger() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             let path = "/tmp/vigil-test-gdb-\(UInt32.random(in: .min ... .max))"
             defer { unlink(path) }
             configuration.extraArguments = ["-gdb", "unix:\(path),server=on,wait=off"]
@@ -71,7 +71,7 @@ extension Integration {
 
         @Test("A guest that never gets to a kernel is waited for with progress, and given up")
         func noKernel() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.startsPaused = true
             let guest = try BundledGuestMachine(configuration)
             try guest.waitForSocket()
@@ -83,7 +83,7 @@ extension Integration {
 
         @Test("A guest that is started while Vigil waits is attached to when its kernel is up")
         func booting() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.startsPaused = true
             let guest = try BundledGuestMachine(configuration)
             try guest.waitForSocket()

@@ -41,7 +41,7 @@ extension Integration {
                 Session(processors: 4, seed: 0x5eed_0207, agents: true),
             ])
         func randomInstants(_ session: Session) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(session.processors)]
             var guest = try BundledGuestMachine.ready(configuration)
             var random = SeededGenerator(seed: session.seed)
@@ -84,7 +84,7 @@ extension Integration {
         @Test(
             "A guest that sleeps and wakes all the while that Vigil attaches goes on, and is armed", arguments: [1, 2])
         func wokenUnderVigil(_ processors: Int) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(processors)]
             let guest = try BundledGuestMachine.ready(configuration)
             let seen = try Operator(path: guest.operatorSocket)

@@ -11,7 +11,7 @@ extension Integration {
 
         /// A guest whose power function is in memory: it has been called once.
         private func guest(_ processors: Int = 1) throws -> BundledGuestMachine {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(processors)]
             let guest = try BundledGuestMachine.ready(configuration)
             try guest.console.run("refuse on")

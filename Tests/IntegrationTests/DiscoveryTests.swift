@@ -14,7 +14,7 @@ extension Integration {
             "inspect finds the kernel, the function and its re-entry, as the guest itself knows them",
             arguments: variants)
         func finds(_ optimisation: GuestConfiguration.Optimisation, _ reentry: GuestConfiguration.Reentry) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.optimisation = optimisation
             configuration.reentry = reentry
             let guest = try BundledGuestMachine.ready(configuration)
@@ -42,7 +42,7 @@ extension Integration {
 
         @Test("A privileged user's call is one request, in both shapes of re-entry", arguments: variants)
         func oneRequest(_ optimisation: GuestConfiguration.Optimisation, _ reentry: GuestConfiguration.Reentry) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.optimisation = optimisation
             configuration.reentry = reentry
             let guest = try BundledGuestMachine.ready(configuration)

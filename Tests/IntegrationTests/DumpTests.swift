@@ -63,7 +63,7 @@ extension Integration {
             "inspect of a dump agrees with inspect of the guest in all it says of the guest, in each way to dump",
             arguments: [1, 2])
         func agrees(vcpus: Int) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", "\(vcpus)"]
             let guest = try BundledGuestMachine.ready(configuration)
             let folder = try DumpFolder()
@@ -119,7 +119,7 @@ extension Integration {
 
         @Test("A guest in its firmware is no kernel yet, in its dump as well")
         func firmware() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.startsPaused = true
             let guest = try BundledGuestMachine(configuration)
             try guest.waitForSocket()

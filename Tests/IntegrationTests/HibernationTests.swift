@@ -16,7 +16,7 @@ extension Integration {
         deinit { try? FileManager.default.removeItem(atPath: state) }
 
         private var configuration: GuestConfiguration {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.disk = disk.path
             return configuration
         }

@@ -95,6 +95,21 @@ extension VigilProcess {
     }
 }
 
+extension GuestConfiguration {
+    /// What tests start: with VIGIL_TEST_ARCH in the environment a guest of that architecture.
+    static let tested = {
+        var configuration = GuestConfiguration()
+        if let name = ProcessInfo.processInfo.environment["VIGIL_TEST_ARCH"] {
+            guard let architecture = Architecture(rawValue: name) else { fatalError("VIGIL_TEST_ARCH is \(name)") }
+            configuration.architecture = architecture
+        }
+        return configuration
+    }()
+
+    /// The tested guest has 32 bits.
+    static var is32Bit: Bool { tested.architecture != .x64 }
+}
+
 extension BundledGuestMachine {
     /// Where the guest is, for a failure's report.
     func describe() throws -> String {
@@ -107,7 +122,7 @@ extension BundledGuestMachine {
     }
 
     /// Starts a guest and waits until it takes commands.
-    static func ready(_ configuration: GuestConfiguration = GuestConfiguration()) throws -> BundledGuestMachine {
+    static func ready(_ configuration: GuestConfiguration = GuestConfiguration.tested) throws -> BundledGuestMachine {
         let guest = try BundledGuestMachine(configuration)
         try guest.waitUntilReady()
         return guest

@@ -62,7 +62,7 @@ extension Integration {
             "Every page-table write goes through the filter, changes of a watched entry are told, and all is undone",
             arguments: [1, 4])
         func filters(_ processors: Int) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(processors)]
             let watched = try Watched(configuration)
             let (machine, effects, console) = (watched.machine, watched.effects, watched.guest.console)
@@ -166,7 +166,7 @@ extension Integration {
 
         @Test("As an agent it tells which watched page went where, and by which instruction", arguments: [1, 2])
         func agent(_ processors: Int) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(processors)]
             let watched = try Watched(configuration)
             let effects = watched.effects

@@ -115,7 +115,7 @@ extension Integration {
             "The functions that write page tables are among the candidates, and are what is seen writing them",
             arguments: DiscoveryTests.variants)
         func finds(_ optimisation: GuestConfiguration.Optimisation, _ reentry: GuestConfiguration.Reentry) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.optimisation = optimisation
             configuration.reentry = reentry
             let watched = try Watched(configuration)

@@ -14,7 +14,7 @@ extension Integration {
             var target: String { "qemu:\(path)" }
 
             func start() throws -> BundledGuestMachine {
-                var configuration = GuestConfiguration()
+                var configuration = GuestConfiguration.tested
                 configuration.extraArguments = ["-qmp", "unix:\(path),server=on,wait=off"]
                 let guest = try BundledGuestMachine(configuration)
                 try guest.waitUntilReady()

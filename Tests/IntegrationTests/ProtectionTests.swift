@@ -18,7 +18,7 @@ extension Integration {
             let protections: ProtectionSet
 
             init(processors: Int = 1, optimisation: GuestConfiguration.Optimisation = .o2) throws {
-                var configuration = GuestConfiguration()
+                var configuration = GuestConfiguration.tested
                 configuration.memory = 64
                 configuration.optimisation = optimisation
                 configuration.extraArguments = ["-smp", String(processors)]

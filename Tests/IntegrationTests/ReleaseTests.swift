@@ -90,7 +90,7 @@ extension Integration {
         @Test("The hibernation image on the disk holds no agent and no patched instruction", arguments: [1, 2])
         func image(_ processors: Int) throws {
             let disk = try TemporaryDisk()
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.disk = disk.path
             configuration.extraArguments = ["-smp", String(processors)]
             let call: Int

@@ -118,7 +118,7 @@ extension Integration {
             arguments: [1, 2, 4])
         func rounds(_ processors: Int) throws {
             let disk = try TemporaryDisk()
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = [
                 "-smp", String(processors), "-drive", "file=\(disk.path),format=raw,if=ide",
             ]

@@ -145,7 +145,7 @@ extension Integration {
 
         @Test("A machine that was not started is waited for, and not started", arguments: End.allCases)
         func notStarted(_ end: End) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.startsPaused = true
             let guest = try BundledGuestMachine(configuration)
             try guest.waitForSocket()

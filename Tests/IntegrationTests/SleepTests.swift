@@ -8,7 +8,7 @@ extension Integration {
     struct SleepTests {
         @Test("A guest under load sleeps and wakes, again and again, each time seen through", arguments: [1, 2, 4])
         func sleepsAndWakes(_ processors: Int) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(processors)]
             let guest = try BundledGuestMachine.ready(configuration)
             try guest.console.run("load on")
@@ -43,7 +43,7 @@ extension Integration {
             "A machine type that loses its ACPI ports in a sleep is found by that, and said once; others are not",
             arguments: ["pc", "q35"])
         func losesPorts(_ machine: String) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.machine = machine
             let guest = try BundledGuestMachine.ready(configuration)
             let vigil = try VigilProcess(["attach", guest.target, "--format", "json"])
@@ -75,7 +75,7 @@ extension Integration {
 
         @Test("Four callers at once on four processors: each is seen, none is lost, none is stuck")
         func fourCallers() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", "4"]
             let guest = try BundledGuestMachine.ready(configuration)
             try guest.console.run("refuse on")

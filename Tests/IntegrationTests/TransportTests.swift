@@ -28,32 +28,32 @@ extension Integration {
         }
 
         @Test("RAM that QEMU shares is mapped")
-        func shared() throws { try expectWholeSession(GuestConfiguration(), memory: "mapped") }
+        func shared() throws { try expectWholeSession(GuestConfiguration.tested, memory: "mapped") }
 
         @Test("RAM that QEMU does not share is read from its process")
         func privateMemory() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.sharesMemory = false
             try expectWholeSession(configuration, memory: "process memory")
         }
 
         @Test("Over TCP, RAM comes from the monitor and the debug connection is a loopback port")
         func tcp() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.usesTCP = true
             try expectWholeSession(configuration, memory: "monitor")
         }
 
         @Test("vCPUs that the guest has not started do no harm")
         func idleProcessors() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", "3"]
             try expectWholeSession(configuration, memory: "mapped")
         }
 
         @Test("Machine type q35 works as pc does")
         func q35() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.machine = "q35"
             try expectWholeSession(configuration, memory: "mapped")
         }

@@ -61,7 +61,7 @@ extension Integration {
 
         @Test("All RAM before and after sending a caller off, and taking it back: only its own two pushes differ")
         func noByte() throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.memory = 64
             let guest = try BundledGuestMachine.ready(configuration)
             try guest.console.run("refuse on")
@@ -117,7 +117,7 @@ extension Integration {
             "A guest that checks its code, its slack and its tables all the time notices no hold",
             arguments: [1, 4])
         func checked(_ processors: Int) throws {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.extraArguments = ["-smp", String(processors)]
             let guest = try BundledGuestMachine.ready(configuration)
             try guest.console.run("refuse on")

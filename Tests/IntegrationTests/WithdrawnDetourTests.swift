@@ -55,7 +55,7 @@ extension Integration {
         }
 
         private func configuration(_ processors: Int, disk: TemporaryDisk? = nil) -> GuestConfiguration {
-            var configuration = GuestConfiguration()
+            var configuration = GuestConfiguration.tested
             configuration.disk = disk?.path
             configuration.extraArguments = ["-smp", String(processors)]
             return configuration
