@@ -91,6 +91,8 @@ public struct KernelShape: Sendable {
     public var serviceCount: UInt32 = 0x1d8
     public var numbers: [String: UInt32] = ["SetSystemPowerState": 0x1ab, "Close": 0xf, "QuerySystemInformation": 0x36]
     /// Processes beside System, and whether each has loaded ntdll.
+    /// What the power function starts with: bytes that a pattern can know it by, and no other code has.
+    public var mark: [UInt8] = [0xb9, 0x5a, 0xa5, 0x3c, 0xc3, 0x81, 0xc1, 0x11, 0x22, 0x33, 0x44]
     public var processes: [(name: String, hasModules: Bool)] = [("smss.exe", true), ("csrss.exe", true)]
     public var damage = Damage.none
     public var decoys: Set<Decoy> = []

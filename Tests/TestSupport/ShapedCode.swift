@@ -175,18 +175,15 @@ struct ShapedCode {
         }
     }
 
-    /// What a pattern of the power function knows it by: `mov ecx, ...` that no other code has.
-    static let mark: [UInt8] = [0xb9, 0x5a, 0xa5, 0x3c, 0xc3, 0x81, 0xc1, 0x11, 0x22, 0x33, 0x44]
-
     private mutating func powerFunction() {
         lock.function("PopUnrelated")
         lock.emit(0x33, 0xc0, 0xc3)
         lock.function("PopSimilar")
         let decoys = shape.decoys
-        if decoys.contains(.doublePattern) || decoys.contains(.patternElsewhere) { lock.emit(Self.mark) }
+        if decoys.contains(.doublePattern) || decoys.contains(.patternElsewhere) { lock.emit(shape.mark) }
         lock.emit(0xc3)
         lock.function("NtSetSystemPowerState")
-        if !decoys.contains(.patternElsewhere) { lock.emit(Self.mark) }
+        if !decoys.contains(.patternElsewhere) { lock.emit(shape.mark) }
         lock.emit(0x33, 0xd2)
         if !is64Bit { lock.emit(0x55, 0x8b, 0xec) }
         lock.call("PopUnrelated")
