@@ -94,7 +94,9 @@ public struct PowerFunctionLocator {
         notes.append(
             "system call \(call.number), by ntdll in \(call.process.imageName) (\(call.process.id))"
                 + (witnesses.isEmpty ? "" : ", confirmed in " + witnesses.joined(separator: " and ")))
-        notes.append("the service table agrees with \(table.confirmations.count) exported services")
+        notes.append(
+            "the service table, found by \(table.source.words), agrees with \(table.confirmations.count) exported "
+                + "services")
         if !table.contradictions.isEmpty {
             notes.append("the service table contradicts the exports of " + table.contradictions.joined(separator: ", "))
         }

@@ -11,6 +11,8 @@ struct ServiceTableShape {
     struct Service {
         var name: String
         var number: UInt32
+        /// Where its stub leads.
+        var entry: GuestVirtualAddress
         var function: GuestVirtualAddress
     }
 

@@ -46,6 +46,8 @@ public struct KernelShape: Sendable {
         case takenVector
         /// A function exported as Zw that carries the power function's number and leads elsewhere.
         case falseStub
+        /// The first of the exported Zw stubs leads elsewhere: it is hooked.
+        case hookedKernelStub
         /// Forwarders, names and addresses outside the image.
         case lyingExports
         case overlappingSection

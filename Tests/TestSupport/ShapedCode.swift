@@ -136,7 +136,9 @@ struct ShapedCode {
 
     private mutating func services() {
         for service in exportedServices + ["SetSystemPowerState"] {
-            stub("Zw" + service, shape.numbers[service]!, to: is64Bit ? "KiServiceInternal" : "KiSystemService")
+            let isHooked = shape.decoys.contains(.hookedKernelStub) && service == exportedServices.first
+            let entry = is64Bit ? "KiServiceInternal" : "KiSystemService"
+            stub("Zw" + service, shape.numbers[service]!, to: isHooked ? "KiElsewhere" : entry)
         }
         if shape.decoys.contains(.falseStub) {
             stub("ZwFalse", shape.numbers["SetSystemPowerState"]!, to: "KiElsewhere")
