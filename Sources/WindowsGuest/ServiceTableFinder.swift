@@ -55,21 +55,41 @@ struct ServiceTableFinder {
         }
         if let scanned, let descriptor = scanned.descriptor {
             do throws(DiscoveryError) {
-                return try check(descriptor, scanned, shadow: scanned.shadow, entry, .scan)
+                let table = try check(descriptor, scanned, shadow: scanned.shadow, entry, .scan)
+                try confirmByShape(table)
+                return table
             } catch {
                 // Code that only looks like it.
-                guard !error.canBeRetried else { throw error }
+                guard case .malformed = error else { throw error }
                 failure = error
             }
         }
         do throws(DiscoveryError) {
-            let shape = ServiceTableShape(
-                kernel: kernel, encoding: encoding, services: services(entry: entry))
-            let found = try shape.find()
+            let found = try shape(entry).find()
             return try check(found.descriptor, dispatcher, shadow: found.shadow, entry, .shape)
         } catch {
             if case .ambiguous = error { throw error }
             throw error.canBeRetried ? error : failure ?? error
+        }
+    }
+
+    private func shape(_ entry: GuestVirtualAddress?) -> ServiceTableShape {
+        ServiceTableShape(kernel: kernel, encoding: encoding, services: services(entry: entry))
+    }
+
+    /// Code that was met by searching leads nowhere from the kernel's entry: no other table may hold the services.
+    private func confirmByShape(_ table: ServiceTable) throws(DiscoveryError) {
+        do throws(DiscoveryError) {
+            let descriptor = try shape(table.serviceEntry).find().descriptor
+            let base = try reading("the service descriptor at \(descriptor)") { () throws(MemoryError) in
+                try kernel.memory.pointer(at: descriptor)
+            }
+            guard base == table.base else {
+                throw .disagreement("the system-service table", first: table.base, second: base)
+            }
+        } catch {
+            if case .notFound = error { return }
+            throw error
         }
     }
 

@@ -165,7 +165,8 @@ public struct KernelShape: Sendable {
         // Another image that holds the handlers is what is seen then.
         case .headerAbsent, .headerZeroed: return hasOtherImage ? [.retryable, .refused] : [.retryable]
         case .exportsAbsent, .noSystemProcess: return [.retryable]
-        default: return decoys.contains(.forgedStub) ? [.retryable, .disagreement] : [.retryable]
+        // What speaks against the rest of the guest may be seen before what is absent.
+        default: return whole.subtracting([.found]).union([.retryable])
         }
     }
 
@@ -175,7 +176,7 @@ public struct KernelShape: Sendable {
         if decoys.contains(.pattern) || decoys.contains(.patternElsewhere) { return [.found] }
         if decoys.contains(.forgedStub) { return [.disagreement] }
         // Nothing tells the two dispatchers, or the two tables, apart.
-        if decoys.contains(.copiedTable), tableSource == .shape { return [.ambiguous] }
+        if decoys.contains(.copiedTable), tableSource == .shape || tableSource == .scan { return [.ambiguous] }
         if decoys.contains(.falseDispatcher), tableSource == .scan, architecture == .x64 { return [.ambiguous] }
         return [.found]
     }

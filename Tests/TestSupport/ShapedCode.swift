@@ -146,7 +146,9 @@ struct ShapedCode {
         let functions = (exportedServices + ["NotImplemented", "False"]).map { "Nt" + $0 }
         if shape.decoys.contains(.falseDispatcher), is64Bit {
             text.function("KiFalseDispatcher")
-            text.refer([0x4c, 0x8d, 0x15], to: "KiFakeDescriptor")
+            // With the worst there can be behind it.
+            let copied = shape.decoys.contains(.copiedTable)
+            text.refer([0x4c, 0x8d, 0x15], to: copied ? "KiCopiedDescriptor" : "KiFakeDescriptor")
             text.refer([0x4c, 0x8d, 0x1d], to: "KiFakeDescriptor")
             text.emit(0xf7, 0x43, 0x78, 0x80, 0, 0, 0, 0xc3)
         }
