@@ -3,7 +3,7 @@
 SWIFT ?= swift
 VIGIL := .build/release/vigil
 
-.PHONY: demo test bench fuzz build setup lint format clean
+.PHONY: demo test bench fuzz fuzz-kernel build setup lint format clean
 
 demo: build
 	@$(VIGIL) demo
@@ -16,7 +16,16 @@ bench: build
 	$(SWIFT) build -c release --package-path Benchmarks --scratch-path .build/benchmarks --product vigil-bench
 	@.build/benchmarks/release/vigil-bench --vigil $(VIGIL) --output .build/bench.json $(BENCH)
 
-# Options: make fuzz FUZZ="-max_total_time=600"
+# Options: make fuzz FUZZ="-max_total_time=600"; make fuzz-kernel FUZZ_KIND=Image (or Patterns, or Guest)
+FUZZ_KIND ?= Guest
+fuzz-kernel: setup
+	$(SWIFT) build -c release --sanitize fuzzer --package-path Fuzzing --scratch-path .build/fuzzing \
+		--product vigil-fuzz-kernel
+	@mkdir -p .build/fuzzing-found/$(FUZZ_KIND)
+	@SWIFT_BACKTRACE=enable=no FUZZ_KIND=$(FUZZ_KIND) .build/fuzzing/release/vigil-fuzz-kernel -max_len=32768 \
+		-timeout=25 -rss_limit_mb=1024 -artifact_prefix=.build/fuzzing-found/$(FUZZ_KIND)/ $(FUZZ) \
+		.build/fuzzing-found/$(FUZZ_KIND) Fuzzing/KernelCorpus/$(FUZZ_KIND)
+
 fuzz: setup
 	$(SWIFT) build -c release --sanitize fuzzer --package-path Fuzzing --scratch-path .build/fuzzing \
 		--product vigil-fuzz-image

@@ -26,6 +26,8 @@ let package = Package(
         .library(name: "VigilQEMU", targets: ["QEMUHypervisor"]),
         .library(name: "VigilMemoryImage", targets: ["MemoryImage"]),
         .library(name: "VigilBundledGuest", targets: ["BundledGuest"]),
+        // Made-up guests, for the fuzzers.
+        .library(name: "VigilTestSupport", targets: ["TestSupport"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),

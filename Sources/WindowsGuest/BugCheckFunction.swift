@@ -37,7 +37,7 @@ public struct BugCheckFunction: Hashable, Sendable {
         let search = PatternSearch(kernel: kernel, patterns: patterns)
         if search.hasPatterns(for: Self.inner) {
             do throws(DiscoveryError) {
-                found.append((.pattern, try search.find(Self.inner)))
+                found.append((.pattern, try search.find(Self.inner).address))
             } catch {
                 notes.append("\(Self.inner) was not found by pattern: \(error)")
                 // Several places with its bytes are no answer, whatever else there is.

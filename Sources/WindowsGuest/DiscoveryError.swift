@@ -13,7 +13,7 @@ public enum DiscoveryError: Error, Hashable, Sendable {
     /// The system is not far enough: what is missing, in words.
     case stillBooting(String)
     /// The kernel's image cannot be seen from the address space that the vCPU was in: under kernel page-table
-    /// isolation a user-mode address space maps almost none of it.
+    /// isolation a user-mode address space maps almost none of it. Without its header the image is not told either.
     case notVisible(GuestVirtualAddress)
     /// What `reading` says lies in a page that is not resident now.
     case notYet(reading: String, MemoryError)
@@ -60,8 +60,9 @@ extension DiscoveryError: CustomStringConvertible {
         case .stillBooting(let what):
             "the guest is still booting: \(what)"
         case .notVisible(let address):
-            "the kernel around \(address) cannot be seen from the address space the vCPU is in (user mode under "
-                + "page-table isolation): try again when it is in the kernel"
+            "the kernel around \(address) cannot be seen, or not its header, from the address space the vCPU is in "
+                + "(user mode under page-table isolation, or the header's page is gone): try again when it is in the "
+                + "kernel"
         case .notYet(let what, let error):
             "\(what) is not known yet: \(error)"
         case .noKernel(let why):

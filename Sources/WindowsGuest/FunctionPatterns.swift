@@ -20,6 +20,9 @@ public struct FunctionPatterns: Hashable, Sendable {
     /// In bytes; the files there are have under 100 KiB.
     public static let maximumFileSize = 4 << 20
 
+    /// The files there are have up to seven.
+    public static let maximumPatterns = 1024
+
     public var name: String
     /// For 64-bit kernels.
     public var is64Bit: Bool
@@ -36,6 +39,7 @@ public struct FunctionPatterns: Hashable, Sendable {
     /// of another structure is refused.
     /// - Parameter source: what to call it in errors.
     public init(yaml: String, source: String) throws(PatternFileError) {
+        if let problem = YAMLBounds.violation(in: yaml) { throw .init(source: source, problem: problem) }
         let root: Node?
         do {
             root = try Yams.compose(yaml: yaml)
@@ -49,6 +53,7 @@ public struct FunctionPatterns: Hashable, Sendable {
         guard let name = mapping["name"]?.string, !name.isEmpty else { throw problem("the function has no name") }
         guard let is64Bit = mapping["guest64"]?.bool else { throw problem("guest64 is neither True nor False") }
         guard let list = mapping["patterns"]?.sequence, !list.isEmpty else { throw problem("there are no patterns") }
+        guard list.count <= Self.maximumPatterns else { throw problem("there are \(list.count) patterns") }
         self.name = name
         self.is64Bit = is64Bit
         patterns = []

@@ -61,6 +61,7 @@ public struct KernelLocator {
             case .notLongMode: 1
             case .stillBooting: 2
             case .notVisible: 3
+            case .ambiguous: 5
             default: 4
             }
         }

@@ -18,7 +18,7 @@ public struct KernelSlack: Hashable, Sendable {
     /// - Throws: `notYet` where a page that would do is not resident, `notFound` where none would.
     public static func find(_ count: Int, in kernel: WindowsKernel) throws(DiscoveryError) -> KernelSlack {
         var missing: MemoryError?
-        for section in kernel.image.sections where isSuitable(section) {
+        for section in kernel.image.sections where isSuitable(section, of: kernel) {
             do throws(MemoryError) {
                 if let slack = try slack(of: section, count: count, in: kernel) { return slack }
             } catch {
@@ -30,9 +30,16 @@ public struct KernelSlack: Hashable, Sendable {
         throw .notFound(what)
     }
 
-    static func isSuitable(_ section: PEImage.Section) -> Bool {
-        section.isExecutable && !section.isWritable && !section.isDiscardable
-            && !section.name.hasPrefix("PAGE") && !section.name.hasPrefix("INIT")
+    static func isSuitable(_ section: PEImage.Section, of kernel: WindowsKernel) -> Bool {
+        guard section.isExecutable, !section.isWritable, !section.isDiscardable, !section.name.hasPrefix("PAGE"),
+            !section.name.hasPrefix("INIT")
+        else { return false }
+        // A name tells; without one, what is in it: a crashing kernel cannot wait for a page.
+        guard section.name.isEmpty else { return true }
+        guard let crash = try? kernel.export("KeBugCheckEx"), let rva = kernel.image.rva(of: crash) else {
+            return false
+        }
+        return section.contains(rva: rva)
     }
 
     private static func slack(

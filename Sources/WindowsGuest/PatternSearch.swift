@@ -13,10 +13,17 @@ struct PatternSearch {
             .flatMap { $0.patterns(forBuild: kernel.build) }
     }
 
+    /// Where a pattern matches, and whether that is all.
+    struct Match {
+        var address: GuestVirtualAddress
+        /// Why a part of the code that was searched could not be: it may match there, too.
+        var gap: MemoryError?
+    }
+
     /// The function's address: first in the sections that the patterns hint at, then in all code.
     /// - Throws: `ambiguous` for several matches; `notYet` where there is none, but code is not resident;
     ///   `notFound`.
-    func find(_ name: String) throws(DiscoveryError) -> GuestVirtualAddress {
+    func find(_ name: String) throws(DiscoveryError) -> Match {
         let usable = usable(name)
         guard !usable.isEmpty else {
             throw .notFound("a pattern of \(name) for build \(kernel.build)")
@@ -26,13 +33,13 @@ struct PatternSearch {
         let hinted = try matches(of: usable, in: code, gap: &gap) { pattern, section in
             section.name == pattern.sectionHint
         }
-        if let match = try only(hinted, name) { return match }
+        if let match = try only(hinted, name) { return Match(address: match, gap: gap) }
         // Where a part of the hinted section is missing, a match elsewhere would be no answer.
         if let gap { throw DiscoveryError(gap, reading: "the section where \(name) is expected") }
         let others = try matches(of: usable, in: code, gap: &gap) { pattern, section in
             section.name != pattern.sectionHint && !section.isDiscardable
         }
-        if let match = try only(others, name) { return match }
+        if let match = try only(others, name) { return Match(address: match, gap: gap) }
         if let gap { throw DiscoveryError(gap, reading: "a part of the code where \(name) may be") }
         throw .notFound("\(name), by \(usable.count) pattern(s) for build \(kernel.build),")
     }

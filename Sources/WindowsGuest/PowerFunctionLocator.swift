@@ -57,11 +57,17 @@ public struct PowerFunctionLocator {
         let search = PatternSearch(kernel: kernel, patterns: patterns)
         if search.hasPatterns(for: Self.functionName) {
             do throws(DiscoveryError) {
-                let address = try search.find(Self.functionName)
+                let match = try search.find(Self.functionName)
+                let address = match.address
                 if var found = result, found.address == address {
                     found.foundBy.append(.pattern)
                     result = found
                 } else {
+                    if let gap = match.gap {
+                        // Against the service table a match counts that is known to be the only one.
+                        if result != nil { throw DiscoveryError(gap, reading: "whether the pattern matches once") }
+                        notes.append("the pattern may match again in code that is not resident now (\(gap))")
+                    }
                     if let derived = result?.address {
                         notes.append(
                             "WARNING: the pattern leads to \(address), the service table to \(derived): the pattern, "
@@ -72,6 +78,7 @@ public struct PowerFunctionLocator {
                 }
             } catch {
                 if case .ambiguous = error { throw error }
+                if case .notYet("whether the pattern matches once", _) = error { throw error }
                 notes.append("not found by pattern: \(error)")
                 failures.append(error)
             }
@@ -94,7 +101,9 @@ public struct PowerFunctionLocator {
         notes.append(
             "system call \(call.number), by ntdll in \(call.process.imageName) (\(call.process.id))"
                 + (witnesses.isEmpty ? "" : ", confirmed in " + witnesses.joined(separator: " and ")))
-        notes.append("the service table agrees with \(table.confirmations.count) exported services")
+        notes.append(
+            "the service table, found by \(table.source.words), agrees with \(table.confirmations.count) exported "
+                + "services")
         if !table.contradictions.isEmpty {
             notes.append("the service table contradicts the exports of " + table.contradictions.joined(separator: ", "))
         }

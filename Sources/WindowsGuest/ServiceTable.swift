@@ -13,6 +13,16 @@ public struct ServiceTable: Hashable, Sendable {
         /// By its entries: it is the one table that has the exported Nt functions at the numbers of their Zw stubs, and
         /// a descriptor leads to it.
         case shape
+
+        /// For the user.
+        var words: String {
+            switch self {
+            case .stub: "a stub that leads to the dispatcher"
+            case .scan: "the dispatcher's instructions"
+            case .export: "its exported descriptor"
+            case .shape: "what it holds"
+            }
+        }
     }
 
     /// How an entry, always of 32 bits, says where its function is.

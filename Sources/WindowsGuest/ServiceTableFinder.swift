@@ -16,20 +16,22 @@ struct ServiceTableFinder {
     let kernel: WindowsKernel
     let reader: CodeReader
     private let encoding: ServiceTable.Encoding
+    private let allServices: [ServiceTableShape.Service]
 
     init(_ kernel: WindowsKernel) {
         self.kernel = kernel
         reader = CodeReader(kernel.memory)
         encoding = .init(architecture: kernel.architecture, build: kernel.build)
+        allServices = Self.exportedServices(kernel, reader)
     }
 
     func find() throws(DiscoveryError) -> ServiceTable {
         var failure: DiscoveryError?
-        let stub = exportedStub(failure: &failure)
+        let entry = serviceEntry(failure: &failure)
         var dispatcher: SystemCallDispatcher?
-        if let stub {
+        if let entry {
             do throws(DiscoveryError) {
-                dispatcher = try SystemCallDispatcher.follow(from: stub.serviceEntry, of: kernel, reader: reader)
+                dispatcher = try SystemCallDispatcher.follow(from: entry, of: kernel, reader: reader)
             } catch {
                 failure = failure ?? error
             }
@@ -38,10 +40,10 @@ struct ServiceTableFinder {
             if let loaded = dispatcher?.descriptor, loaded != exported {
                 throw .disagreement(Self.descriptorName, first: exported, second: loaded)
             }
-            return try check(exported, dispatcher, shadow: dispatcher?.shadow, stub, .export)
+            return try check(exported, dispatcher, shadow: dispatcher?.shadow, entry, .export)
         }
         if let dispatcher, let descriptor = dispatcher.descriptor {
-            return try check(descriptor, dispatcher, shadow: dispatcher.shadow, stub, .stub)
+            return try check(descriptor, dispatcher, shadow: dispatcher.shadow, entry, .stub)
         }
         var scanned: SystemCallDispatcher?
         do throws(DiscoveryError) {
@@ -53,32 +55,58 @@ struct ServiceTableFinder {
         }
         if let scanned, let descriptor = scanned.descriptor {
             do throws(DiscoveryError) {
-                return try check(descriptor, scanned, shadow: scanned.shadow, stub, .scan)
+                let table = try check(descriptor, scanned, shadow: scanned.shadow, entry, .scan)
+                try confirmByShape(table)
+                return table
             } catch {
                 // Code that only looks like it.
-                guard !error.canBeRetried else { throw error }
+                guard case .malformed = error else { throw error }
                 failure = error
             }
         }
         do throws(DiscoveryError) {
-            let shape = ServiceTableShape(
-                kernel: kernel, encoding: encoding, services: exportedServices(serviceEntry: stub?.serviceEntry))
-            let found = try shape.find()
-            return try check(found.descriptor, dispatcher, shadow: found.shadow, stub, .shape)
+            let found = try shape(entry).find()
+            return try check(found.descriptor, dispatcher, shadow: found.shadow, entry, .shape)
         } catch {
             if case .ambiguous = error { throw error }
             throw error.canBeRetried ? error : failure ?? error
         }
     }
 
-    private func exportedStub(failure: inout DiscoveryError?) -> SystemCallStub.Kernel? {
+    private func shape(_ entry: GuestVirtualAddress?) -> ServiceTableShape {
+        ServiceTableShape(kernel: kernel, encoding: encoding, services: services(entry: entry))
+    }
+
+    /// Code that was met by searching leads nowhere from the kernel's entry: no other table may hold the services.
+    private func confirmByShape(_ table: ServiceTable) throws(DiscoveryError) {
+        do throws(DiscoveryError) {
+            let descriptor = try shape(table.serviceEntry).find().descriptor
+            let base = try reading("the service descriptor at \(descriptor)") { () throws(MemoryError) in
+                try kernel.memory.pointer(at: descriptor)
+            }
+            guard base == table.base else {
+                throw .disagreement("the system-service table", first: table.base, second: base)
+            }
+        } catch {
+            if case .notFound = error { return }
+            throw error
+        }
+    }
+
+    /// Where the kernel's stubs lead: nearly all that are exported go to one place. One that goes elsewhere is hooked.
+    private func serviceEntry(failure: inout DiscoveryError?) -> GuestVirtualAddress? {
+        var counts: [GuestVirtualAddress: Int] = [:]
+        for service in allServices { counts[service.entry, default: 0] += 1 }
+        let most = counts.values.max() ?? 0
+        let leaders = counts.filter { $0.value == most }.map(\.key)
+        if leaders.count == 1, let entry = leaders.first { return entry }
         for name in Self.stubNames {
             do throws(DiscoveryError) {
                 let address = try kernel.export(name)
                 let stub = try reading(name) { () throws(MemoryError) in
                     try SystemCallStub.kernel(at: address, reader: reader)
                 }
-                if let stub, kernel.image.isExecutable(stub.serviceEntry) { return stub }
+                if let stub, kernel.image.isExecutable(stub.serviceEntry) { return stub.serviceEntry }
                 failure = failure ?? .unexpectedCode(function: name, at: address, "it is no system-service stub")
             } catch {
                 failure = failure ?? error
@@ -90,7 +118,7 @@ struct ServiceTableFinder {
     /// A descriptor is believed if its table lies in the kernel and exported services lead where they must.
     private func check(
         _ descriptor: GuestVirtualAddress, _ dispatcher: SystemCallDispatcher?, shadow: GuestVirtualAddress?,
-        _ stub: SystemCallStub.Kernel?, _ source: ServiceTable.Source
+        _ entry: GuestVirtualAddress?, _ source: ServiceTable.Source
     ) throws(DiscoveryError) -> ServiceTable {
         let layout = kernel.architecture.layout
         let (base, limit) = try reading("the service descriptor at \(descriptor)") { () throws(MemoryError) in
@@ -109,7 +137,7 @@ struct ServiceTableFinder {
         try checkArguments(of: descriptor, limit: limit)
         var table = ServiceTable(
             descriptor: descriptor, base: base, encoding: encoding, limit: limit, dispatcher: dispatcher?.address,
-            serviceEntry: stub?.serviceEntry,
+            serviceEntry: entry,
             shadowDescriptor: shadow.flatMap { kernel.image.contains($0) ? $0 : nil },
             dispatcherPages: dispatcher?.pages.sorted() ?? [], source: source, confirmations: [], contradictions: [])
         let missing = compare(&table)
@@ -133,26 +161,30 @@ struct ServiceTableFinder {
         }
     }
 
-    /// The services exported both as Zw and Nt, with the stub's number.
-    private func exportedServices(serviceEntry: GuestVirtualAddress?) -> [ServiceTableShape.Service] {
-        let names = kernel.exports.exports.keys.filter { $0.hasPrefix("Zw") }.sorted().prefix(Self.maximumPairs)
+    /// The services exported both as Zw and Nt, with the number in the stub and where that leads.
+    private static func exportedServices(_ kernel: WindowsKernel, _ reader: CodeReader) -> [ServiceTableShape.Service] {
+        let names = kernel.exports.exports.keys.filter { $0.hasPrefix("Zw") }.sorted().prefix(maximumPairs)
         var found: [ServiceTableShape.Service] = []
         for name in names {
             let service = "Nt" + name.dropFirst(2)
             guard let stubAddress = try? kernel.export(name), let function = try? kernel.export(service),
                 let stub = try? SystemCallStub.kernel(at: stubAddress, reader: reader),
-                serviceEntry == nil || stub.serviceEntry == serviceEntry
+                kernel.image.isExecutable(stub.serviceEntry)
             else { continue }
-            found.append(.init(name: service, number: stub.number, function: function))
+            found.append(.init(name: service, number: stub.number, entry: stub.serviceEntry, function: function))
         }
         return found
+    }
+
+    private func services(entry: GuestVirtualAddress?) -> [ServiceTableShape.Service] {
+        allServices.filter { entry == nil || $0.entry == entry }
     }
 
     /// Each stub's number must lead to the exported function.
     /// - Returns: why an entry is not known yet, where one is not.
     private func compare(_ table: inout ServiceTable) -> DiscoveryError? {
         var missing: DiscoveryError?
-        for service in exportedServices(serviceEntry: table.serviceEntry) {
+        for service in services(entry: table.serviceEntry) {
             do throws(DiscoveryError) {
                 if try table.function(service.number, in: kernel) == service.function {
                     table.confirmations.append(service.name)

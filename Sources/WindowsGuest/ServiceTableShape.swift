@@ -11,12 +11,14 @@ struct ServiceTableShape {
     struct Service {
         var name: String
         var number: UInt32
+        /// Where its stub leads.
+        var entry: GuestVirtualAddress
         var function: GuestVirtualAddress
     }
 
     /// Fewer say nothing: a pointer to one function is anywhere.
     static let minimumServices = 2
-    /// Services whose own entry may have been changed, before the search gives up.
+    /// Services that tables are looked for by: each may be changed in one.
     static let maximumAnchors = 4
 
     let kernel: WindowsKernel
@@ -30,21 +32,24 @@ struct ServiceTableShape {
     }
 
     /// The table's descriptor.
-    /// - Throws: `ambiguous` where several tables hold the services and have descriptors; `notYet` where there is none
-    ///   and a part of the image is not resident; `notFound`.
+    /// - Throws: `ambiguous` where several tables hold the services and have descriptors; `notYet` where what is not
+    ///   resident could hold another one; `notFound`.
     func find() throws(DiscoveryError) -> Found {
         guard services.count >= Self.minimumServices else {
             throw .notFound("a system-service table by its entries (too few services are exported to know it by)")
         }
         var gap: MemoryError?
-        let parts = try readImage(gap: &gap)
+        var dataGap: MemoryError?
+        let parts = try readImage(gap: &gap, dataGap: &dataGap)
         var bases: Set<GuestVirtualAddress> = []
-        for anchor in services.prefix(Self.maximumAnchors) where bases.isEmpty {
+        for anchor in services.prefix(Self.maximumAnchors) {
             for part in parts { bases.formUnion(tables(in: part, holding: anchor)) }
         }
         var found: [GuestVirtualAddress: [GuestVirtualAddress]] = [:]
         for part in parts {
-            for (descriptor, base) in descriptors(in: part, of: bases) { found[base, default: []].append(descriptor) }
+            for (descriptor, base) in descriptors(in: part, of: bases, absent: &dataGap) {
+                found[base, default: []].append(descriptor)
+            }
         }
         guard let only = found.first else {
             if let gap { throw DiscoveryError(gap, reading: "a part of the kernel where the service table may be") }
@@ -53,6 +58,8 @@ struct ServiceTableShape {
         guard found.count == 1 else {
             throw .ambiguous("the system-service table", candidates: found.keys.sorted())
         }
+        // One more descriptor, or one more table, may be in a page that is not resident.
+        if let dataGap { throw DiscoveryError(dataGap, reading: "data of the kernel where a service table may be") }
         // The plain table's second descriptor is empty, the shadow's is the graphical subsystem's.
         let size = kernel.architecture.layout.serviceDescriptorSize
         let all = only.value.sorted()
@@ -62,7 +69,13 @@ struct ServiceTableShape {
     }
 
     /// All of the image that is not thrown away after the start.
-    private func readImage(gap: inout MemoryError?) throws(DiscoveryError) -> [PartialBytes] {
+    /// - Parameters:
+    ///   - gap: why the first absent page is absent.
+    ///   - dataGap: the same of the first page that could hold a descriptor: writable, and not of a pageable section
+    ///     (`PAGE*`), where no kernel has one.
+    private func readImage(
+        gap: inout MemoryError?, dataGap: inout MemoryError?
+    ) throws(DiscoveryError) -> [PartialBytes] {
         var parts: [PartialBytes] = []
         var end: UInt32 = 0
         for section in kernel.image.sections.sorted(by: { $0.rva < $1.rva }) where !section.isDiscardable {
@@ -77,6 +90,7 @@ struct ServiceTableShape {
                     at: address, count: UInt64(sectionEnd - start), maximum: UInt64(PEImage.maximumSize))
             }
             gap = gap ?? part.gaps.first?.error
+            if section.isWritable, !section.name.hasPrefix("PAGE") { dataGap = dataGap ?? part.gaps.first?.error }
             parts.append(part)
         }
         return parts
@@ -112,8 +126,13 @@ struct ServiceTableShape {
         return right >= Self.minimumServices && right * 2 > services.count
     }
 
+    private func firstAbsence(at base: GuestVirtualAddress, count: UInt64) -> MemoryError? {
+        (try? kernel.memory.readPartial(at: base, count: count, maximum: 1 << 16))?.gaps.first?.error
+    }
+
+    /// - Parameter absent: set where a descriptor leads to a table of which a part is not resident.
     private func descriptors(
-        in part: PartialBytes, of bases: Set<GuestVirtualAddress>
+        in part: PartialBytes, of bases: Set<GuestVirtualAddress>, absent: inout MemoryError?
     ) -> [(descriptor: GuestVirtualAddress, base: GuestVirtualAddress)] {
         let layout = kernel.architecture.layout
         var found: [(descriptor: GuestVirtualAddress, base: GuestVirtualAddress)] = []
@@ -123,13 +142,18 @@ struct ServiceTableShape {
             defer { offset += width }
             let word =
                 width == 8 ? part.load(UInt64.self, at: offset) : part.load(UInt32.self, at: offset).map(UInt64.init)
-            guard let word, bases.contains(GuestVirtualAddress(word)),
+            guard let word, kernel.image.contains(GuestVirtualAddress(word)), word & 3 == 0,
                 let limit = part.load(UInt32.self, at: offset + Int(layout.serviceLimit)),
                 ServiceTable.plausibleLimits.contains(limit),
                 // The counters of a checked build only.
                 (try? kernel.memory.word(at: part.address + UInt64(offset + width))) == 0
             else { continue }
-            found.append((part.address + UInt64(offset), GuestVirtualAddress(word)))
+            let base = GuestVirtualAddress(word)
+            if bases.contains(base) {
+                found.append((part.address + UInt64(offset), base))
+            } else {
+                absent = absent ?? firstAbsence(at: base, count: UInt64(limit) * 4)
+            }
         }
         return found
     }

@@ -60,7 +60,8 @@ struct SystemCallDispatcher {
         var gap: MemoryError?
         for section in kernel.image.sections where section.isExecutable && !section.isDiscardable {
             let code = try kernel.code(of: section)
-            gap = gap ?? code.gaps.first?.error
+            // The dispatcher is never pageable.
+            if !section.name.hasPrefix("PAGE") { gap = gap ?? code.gaps.first?.error }
             for offset in pattern.matches(in: code) {
                 guard let first = code.load(Int32.self, at: offset + 3),
                     let second = code.load(Int32.self, at: offset + 10)
@@ -81,7 +82,8 @@ struct SystemCallDispatcher {
             throw .ambiguous(
                 "the system-service descriptor table", candidates: found.compactMap(\.descriptor).sorted())
         }
-        if found.isEmpty, let gap { throw DiscoveryError(gap, reading: "the system-call dispatcher") }
+        // There may be one more.
+        if let gap { throw DiscoveryError(gap, reading: "the system-call dispatcher") }
         return found.first
     }
 }

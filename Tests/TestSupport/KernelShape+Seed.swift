@@ -130,6 +130,8 @@ extension KernelShape {
             decoys.subtract(patterns)
             decoys.insert(first)
         }
+        // Of so few stubs as many would lead elsewhere as where they should.
+        if decoys.contains(.hookedKernelStub) { decoys.remove(.falseStub) }
         // Nothing would tell a damaged kernel's double from it.
         if damage != .none || decoys.contains(.wrappedSection) { decoys.remove(.secondKernel) }
         // Where code is absent, what a pattern says of it is not known.

@@ -46,6 +46,8 @@ public struct KernelShape: Sendable {
         case takenVector
         /// A function exported as Zw that carries the power function's number and leads elsewhere.
         case falseStub
+        /// The first of the exported Zw stubs leads elsewhere: it is hooked.
+        case hookedKernelStub
         /// Forwarders, names and addresses outside the image.
         case lyingExports
         case overlappingSection
@@ -91,6 +93,8 @@ public struct KernelShape: Sendable {
     public var serviceCount: UInt32 = 0x1d8
     public var numbers: [String: UInt32] = ["SetSystemPowerState": 0x1ab, "Close": 0xf, "QuerySystemInformation": 0x36]
     /// Processes beside System, and whether each has loaded ntdll.
+    /// What the power function starts with: bytes that a pattern can know it by, and no other code has.
+    public var mark: [UInt8] = [0xb9, 0x5a, 0xa5, 0x3c, 0xc3, 0x81, 0xc1, 0x11, 0x22, 0x33, 0x44]
     public var processes: [(name: String, hasModules: Bool)] = [("smss.exe", true), ("csrss.exe", true)]
     public var damage = Damage.none
     public var decoys: Set<Decoy> = []
@@ -161,7 +165,8 @@ public struct KernelShape: Sendable {
         // Another image that holds the handlers is what is seen then.
         case .headerAbsent, .headerZeroed: return hasOtherImage ? [.retryable, .refused] : [.retryable]
         case .exportsAbsent, .noSystemProcess: return [.retryable]
-        default: return decoys.contains(.forgedStub) ? [.retryable, .disagreement] : [.retryable]
+        // What speaks against the rest of the guest may be seen before what is absent.
+        default: return whole.subtracting([.found]).union([.retryable])
         }
     }
 
@@ -171,7 +176,7 @@ public struct KernelShape: Sendable {
         if decoys.contains(.pattern) || decoys.contains(.patternElsewhere) { return [.found] }
         if decoys.contains(.forgedStub) { return [.disagreement] }
         // Nothing tells the two dispatchers, or the two tables, apart.
-        if decoys.contains(.copiedTable), tableSource == .shape { return [.ambiguous] }
+        if decoys.contains(.copiedTable), tableSource == .shape || tableSource == .scan { return [.ambiguous] }
         if decoys.contains(.falseDispatcher), tableSource == .scan, architecture == .x64 { return [.ambiguous] }
         return [.found]
     }

@@ -136,7 +136,9 @@ struct ShapedCode {
 
     private mutating func services() {
         for service in exportedServices + ["SetSystemPowerState"] {
-            stub("Zw" + service, shape.numbers[service]!, to: is64Bit ? "KiServiceInternal" : "KiSystemService")
+            let isHooked = shape.decoys.contains(.hookedKernelStub) && service == exportedServices.first
+            let entry = is64Bit ? "KiServiceInternal" : "KiSystemService"
+            stub("Zw" + service, shape.numbers[service]!, to: isHooked ? "KiElsewhere" : entry)
         }
         if shape.decoys.contains(.falseStub) {
             stub("ZwFalse", shape.numbers["SetSystemPowerState"]!, to: "KiElsewhere")
@@ -144,7 +146,9 @@ struct ShapedCode {
         let functions = (exportedServices + ["NotImplemented", "False"]).map { "Nt" + $0 }
         if shape.decoys.contains(.falseDispatcher), is64Bit {
             text.function("KiFalseDispatcher")
-            text.refer([0x4c, 0x8d, 0x15], to: "KiFakeDescriptor")
+            // With the worst there can be behind it.
+            let copied = shape.decoys.contains(.copiedTable)
+            text.refer([0x4c, 0x8d, 0x15], to: copied ? "KiCopiedDescriptor" : "KiFakeDescriptor")
             text.refer([0x4c, 0x8d, 0x1d], to: "KiFakeDescriptor")
             text.emit(0xf7, 0x43, 0x78, 0x80, 0, 0, 0, 0xc3)
         }
@@ -175,18 +179,15 @@ struct ShapedCode {
         }
     }
 
-    /// What a pattern of the power function knows it by: `mov ecx, ...` that no other code has.
-    static let mark: [UInt8] = [0xb9, 0x5a, 0xa5, 0x3c, 0xc3, 0x81, 0xc1, 0x11, 0x22, 0x33, 0x44]
-
     private mutating func powerFunction() {
         lock.function("PopUnrelated")
         lock.emit(0x33, 0xc0, 0xc3)
         lock.function("PopSimilar")
         let decoys = shape.decoys
-        if decoys.contains(.doublePattern) || decoys.contains(.patternElsewhere) { lock.emit(Self.mark) }
+        if decoys.contains(.doublePattern) || decoys.contains(.patternElsewhere) { lock.emit(shape.mark) }
         lock.emit(0xc3)
         lock.function("NtSetSystemPowerState")
-        if !decoys.contains(.patternElsewhere) { lock.emit(Self.mark) }
+        if !decoys.contains(.patternElsewhere) { lock.emit(shape.mark) }
         lock.emit(0x33, 0xd2)
         if !is64Bit { lock.emit(0x55, 0x8b, 0xec) }
         lock.call("PopUnrelated")

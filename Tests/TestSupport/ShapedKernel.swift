@@ -227,7 +227,7 @@ public final class ShapedKernel {
     /// What the user supplies.
     public var patterns: [FunctionPatterns] {
         guard !shape.decoys.isDisjoint(with: [.pattern, .doublePattern, .patternElsewhere]) else { return [] }
-        let row = ShapedCode.mark.map { "0x" + String($0, radix: 16) }.joined(separator: ", ")
+        let row = shape.mark.map { "0x" + String($0, radix: 16) }.joined(separator: ", ")
         let lines = [
             "--- !intro_update_win_function", "name: NtSetSystemPowerState",
             "guest64: \(shape.architecture == .x64 ? "True" : "False")", "patterns:",

@@ -38,6 +38,9 @@ public final class SyntheticRAM {
         return nextPage
     }
 
+    /// What was allocated, from the base on, in bytes.
+    public var used: UInt64 { nextPage - base.rawValue }
+
     /// Forgets what was allocated: all of it is zero again, and given out anew.
     public func reset() {
         let used = Int(nextPage - base.rawValue)

@@ -1,3 +1,4 @@
+import Foundation
 import GuestMemory
 import TestSupport
 import Testing
@@ -53,7 +54,8 @@ struct Discovery {
 }
 
 @Suite("Kernels that nobody wrote") struct GeneratedKernelTests {
-    static let batches = 10
+    /// More than ten with VIGIL_KERNEL_BATCHES, for a soak.
+    static let batches = ProcessInfo.processInfo.environment["VIGIL_KERNEL_BATCHES"].flatMap(Int.init) ?? 10
     static let perBatch = 100
 
     @Test(

@@ -60,6 +60,18 @@ import WindowsGuest
         #expect(try FunctionPatterns(yaml: Self.good, source: "good.yaml").rejected.isEmpty)
     }
 
+    @Test(
+        "What would take a parser too deep, or without an end, is refused before it is parsed",
+        arguments: [
+            String(repeating: "[", count: 100_000), String(repeating: "{a: ", count: 100_000),
+            String(repeating: "- ", count: 100_000), String(repeating: "? ", count: 100_000),
+            "a: &a [1, 1]\nb: &b [*a, *a]\n", "- &x [*x]",
+            (0..<1000).map { String(repeating: " ", count: $0) + "a:" }.joined(separator: "\n"),
+        ])
+    func bounds(text: String) {
+        #expect(throws: PatternFileError.self) { try FunctionPatterns(yaml: text, source: "deep.yaml") }
+    }
+
     @Test("A path that is not there is refused")
     func missing() {
         #expect(throws: PatternFileError.self) { try FunctionPatterns.load(path: "/nonexistent") }
@@ -104,6 +116,53 @@ import WindowsGuest
             #expect(try guest.locatePowerFunction(patterns: files).foundBy == [.pattern])
             guest.ram.unmap()
         }
+    }
+
+    @Test("In generated kernels of both widths each is found uniquely, and is ambiguous where it is there twice")
+    func generated() throws {
+        var random = SeededGenerator(seed: 7600)
+        let ram = SyntheticRAM(size: ShapedKernel.memorySize)
+        defer { ram.unmap() }
+        var placed = 0
+        for file in files where file.name == "NtSetSystemPowerState" {
+            for pattern in file.patterns {
+                var shape = file.is64Bit ? KernelShape() : KernelShape.windows7x86(pae: placed % 2 == 0)
+                shape.build = pattern.builds.lowerBound
+                shape.codeSeed = random.next()
+                shape.sectionOrder.shuffle(using: &random)
+                // Also where no section has the hint's name.
+                if placed % 3 == 0 { shape.sectionNames = [String](repeating: "", count: 6) }
+                shape.mark = pattern.bytes.elements.map {
+                    $0 == 0x100 ? UInt8.random(in: 0...255, using: &random) : UInt8($0)
+                }
+                placed += 1
+                ram.reset()
+                var guest = ShapedKernel(shape, ram: ram)
+                let found = try locate(guest)
+                #expect(found.address == guest.powerFunction && found.isConfirmed)
+                // Alone, where the system has started no program yet.
+                shape.damage = .noNtdll
+                ram.reset()
+                guest = ShapedKernel(shape, ram: ram)
+                #expect(try locate(guest).foundBy == [.pattern])
+                shape.decoys = [.doublePattern]
+                ram.reset()
+                guest = ShapedKernel(shape, ram: ram)
+                let error = try #require(throws: DiscoveryError.self) { try locate(guest) }
+                guard case .ambiguous(_, let candidates) = error else {
+                    Issue.record("\(error)")
+                    continue
+                }
+                #expect(candidates.sorted() == [guest.guestAddress("PopSimilar"), guest.powerFunction].sorted())
+            }
+        }
+        #expect(placed == 14)
+    }
+
+    private func locate(_ guest: ShapedKernel) throws(DiscoveryError) -> PowerFunction {
+        let kernel = try KernelLocator(physical: guest.ram.physical).locate(among: guest.processorTables)
+        let list = ProcessList(of: kernel, offsets: try KernelOffsets(of: kernel))
+        return try PowerFunctionLocator(of: kernel, processes: try list.processes(), patterns: files).locate()
     }
 
     @Test("No pattern of the power function matches in random bytes")

@@ -136,6 +136,26 @@ import WindowsGuest
         #expect(function.notes.contains { $0.contains("not found by pattern") && $0.contains("not known yet") })
     }
 
+    @Test("A match against the service table, while code that may match, too, is absent, is not known yet")
+    func uncertainPattern() throws {
+        let guest = SyntheticKernel()
+        let patterns = try Self.pattern(guest, hint: "NULL")
+        guest.write(guest.options.powerFunctionPrologue, at: guest.address("NtNotImplemented"))
+        let page = guest.entry(of: guest.address("NtSetSystemPowerState"))
+        guest.setEntry(of: guest.address("NtSetSystemPowerState"), to: 0x4321_0000_0080)
+        #expect(
+            try #require(throws: DiscoveryError.self) { try guest.locatePowerFunction(patterns: patterns) }.canBeRetried
+        )
+        // Alone it counts, and that it may not be the only one is said.
+        for process in guest.processes.dropFirst() { process.tables.write(UInt64(0), at: process.peb + 0x18) }
+        let function = try guest.locatePowerFunction(patterns: patterns)
+        #expect(function.address == guest.guestAddress("NtNotImplemented"))
+        #expect(function.notes.contains { $0.contains("may match again") })
+        guest.setEntry(of: guest.address("NtSetSystemPowerState"), to: page)
+        let error = try #require(throws: DiscoveryError.self) { try guest.locatePowerFunction(patterns: patterns) }
+        #expect({ if case .ambiguous = error { true } else { false } }())
+    }
+
     @Test("Loader lists that run in circles or into nothing end")
     func loaderLists() throws {
         let guest = SyntheticKernel()
