@@ -4,7 +4,7 @@ import Testing
 
 extension Integration {
     /// Agents in a real guest: in, at work, and out again before each transition.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct AgentTests {
         static func guest(_ processors: Int) throws -> BundledGuestMachine {
             var configuration = GuestConfiguration.tested

@@ -6,7 +6,7 @@ import Testing
 
 extension Integration {
     /// A guest that crashes while there is an agent in it, and no device that would tell of it.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct CrashTests {
         /// Bytes that lie together in the guest's RAM.
         private struct Part {

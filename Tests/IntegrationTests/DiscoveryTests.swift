@@ -31,10 +31,11 @@ extension Integration {
             #expect(try found.string("kernelBase") == symbol("ImageBase"))
             #expect(try found.string("powerFunction") == symbol("NtSetSystemPowerState"))
             #expect(try found.string("delayFunction") == symbol("KeDelayExecutionThread"))
-            #expect(found.int("build") == 19045)
+            #expect(found.int("build") == (GuestConfiguration.is32Bit ? 7601 : 19045))
+            #expect(found.string("architecture") == (GuestConfiguration.is32Bit ? "x86" : "x64"))
             #expect(found.strings("foundBy") == ["service-table"])
             #expect(found.string("reentry") == "proved")
-            #expect(found.string("handler") != nil)
+            #expect((found.string("handler") == nil) == GuestConfiguration.is32Bit)
             #expect(found.string("bugCheck") == "KeBugCheck2")
             #expect(try found.string("bugCheckAddress") == symbol("KeBugCheck2"))
             #expect(found.strings("bugCheckFoundBy") == ["common-callee"] && found.strings("bugCheckNotes") == [])
@@ -60,7 +61,7 @@ extension Integration {
             #expect(end.int("returns") == 2 && counts["returns"] == 2)
         }
 
-        @Test("Patterns that the user supplies are a second way, and one that leads elsewhere is an error")
+        @Test("Patterns that the user supplies are a second way, and one that leads elsewhere counts, with a warning")
         func patterns() throws {
             let guest = try BundledGuestMachine.ready()
             let found = try #require(
@@ -83,12 +84,12 @@ extension Integration {
                 let text = """
                     !intro_update_win_function
                     name: NtSetSystemPowerState
-                    guest64: True
+                    guest64: \(GuestConfiguration.is32Bit ? "False" : "True")
                     patterns:
                         -
                             !intro_update_win_pattern
                             section_hint: PAGELK
-                            min_ver: 19041
+                            min_ver: 7600
                             max_ver: 19045
                             pattern: !code_pattern
                                 code:
@@ -108,8 +109,8 @@ extension Integration {
 
             let wrong = try VigilProcess.run(
                 "inspect", guest.target, "--patterns", try file("wrong.yaml", matching: "KeBugCheckEx"))
-            #expect(wrong.status == 8)
-            #expect(wrong.errors.contains("disagree"), "\(wrong.errors)")
+            #expect(wrong.status == 0, "\(wrong.errors)")
+            #expect(wrong.output.contains("WARNING: the pattern leads to"), "\(wrong.output)")
         }
     }
 }

@@ -4,7 +4,7 @@ import Testing
 
 extension Integration {
     /// The page-table filter in a whole session.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct FilterSessionTests {
         static let arguments = ["--agents", "pt-filter", "--allow-visible-patches", "--format", "json"]
         /// More rounds than the test will see: the kernel's writers can be found as long as they write.

@@ -110,6 +110,11 @@ extension GuestConfiguration {
     static var is32Bit: Bool { tested.architecture != .x64 }
 }
 
+extension Trait where Self == ConditionTrait {
+    /// For what there is in 64-bit guests only: agents, and the handler that callers wait in.
+    static var needs64Bit: Self { .disabled(if: GuestConfiguration.is32Bit, "the tested guest has 32 bits") }
+}
+
 extension BundledGuestMachine {
     /// Where the guest is, for a failure's report.
     func describe() throws -> String {

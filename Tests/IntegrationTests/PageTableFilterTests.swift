@@ -11,7 +11,7 @@ import X86
 
 extension Integration {
     /// The page-table filter in a real guest, put there by hand.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct PageTableFilterTests {
         private typealias Watched = PageTableWriterTests.Watched
 

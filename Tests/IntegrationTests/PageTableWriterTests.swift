@@ -11,7 +11,7 @@ import X86
 
 extension Integration {
     /// What writes the page tables of a real guest, found by watching them.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct PageTableWriterTests {
         /// A guest under control, with the places that it writes its page tables at.
         final class Watched {

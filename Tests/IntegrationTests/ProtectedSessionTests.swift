@@ -4,7 +4,7 @@ import Testing
 
 extension Integration {
     /// Protections and agents of a whole session, over transitions.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct ProtectedSessionTests {
         static let all = ["kernel-code", "interrupt-tables", "service-tables", "user-code"]
 

@@ -7,7 +7,7 @@ import Testing
 extension Integration {
     /// When a held caller goes on, nothing of Vigil's is in the guest any more: as the guest itself sees it, and as its
     /// hibernation image holds it. None of the engine's own bookkeeping is asked.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct ReleaseTests {
         /// The first bytes of each agent's image.
         private static let agentMagic = Data("VigAgnt1".utf8)

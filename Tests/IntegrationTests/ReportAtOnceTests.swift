@@ -10,7 +10,7 @@ import X86
 
 extension Integration {
     /// Changes of protected pages, and where the vCPU that made them is when they are told.
-    @Suite(.serialized)
+    @Suite(.serialized, .needs64Bit)
     struct ReportAtOnceTests {
         /// A change, and the vCPUs that stood at the filter's report point when it was told.
         struct Told {
