@@ -165,6 +165,8 @@ public struct KernelShape: Sendable {
         // Another image that holds the handlers is what is seen then.
         case .headerAbsent, .headerZeroed: return hasOtherImage ? [.retryable, .refused] : [.retryable]
         case .exportsAbsent, .noSystemProcess: return [.retryable]
+        // The entry that matters may be on the table's other page.
+        case .tableAbsent: return whole.union([.retryable])
         // What speaks against the rest of the guest may be seen before what is absent.
         default: return whole.subtracting([.found]).union([.retryable])
         }
