@@ -39,6 +39,6 @@ struct WakeCheck {
 
     /// No firmware has its interrupt table in the upper half of the address space.
     private static func isInKernel(_ tables: ProcessorTables) -> Bool {
-        tables.control.longModeActive && tables.idtBase.rawValue >= 0xffff_8000_0000_0000
+        tables.control.pagingEnabled && PagingMode(tables.control).isInKernelHalf(tables.idtBase)
     }
 }

@@ -45,9 +45,13 @@ extension PageExamination {
     static let vectors32 = [0, 1, 3, 6, 13, 14]
 
     /// Calls `body` with each offset at which an interrupt table of 32-bit gates could start.
+    ///
+    /// INT 2Eh, the system call, is for programs as INT3 is: behind another gate no table starts.
     static func forEachInterruptTable32(in page: UnsafeRawBufferPointer, _ body: (Int) -> Void) {
         for offset in stride(from: 0, through: pageSize - 15 * 8, by: 8)
-        where vectors32.allSatisfy({ isGate32(in: page, at: offset + $0 * 8, level: $0 == 3 ? 3 : 0) }) {
+        where (offset == 0 || handler32(in: page, at: offset - 8) == nil)
+            && vectors32.allSatisfy({ isGate32(in: page, at: offset + $0 * 8, level: $0 == 3 ? 3 : 0) })
+        {
             body(offset)
         }
     }

@@ -81,7 +81,7 @@ extension Integration {
             #expect(image.status == 15, "\(image)")
         }
 
-        @Test("What was wished for in one machine is there in the next")
+        @Test("What was wished for in one machine is there in the next", .needs64Bit)
         func wishes() throws {
             let socket = SharedSocket()
             let input = Pipe()

@@ -49,16 +49,22 @@ extension Integration {
             var testDescription: String { kind }
         }
 
+        /// What the kernel calls itself.
+        static let kernel = GuestConfiguration.tested.architecture == .x86PAE ? "ntkrnlpa.exe" : "ntoskrnl.exe"
+
         static let attacks = [
-            Attack(kind: "code", protection: .kernelCode, what: "1 byte of ntoskrnl.exe's .text changed"),
+            Attack(kind: "code", protection: .kernelCode, what: "1 byte of \(kernel)'s .text changed"),
             Attack(
                 kind: "translation", protection: .kernelCode,
-                what: "a page of ntoskrnl.exe's .text is mapped elsewhere"),
+                what: "a page of \(kernel)'s .text is mapped elsewhere"),
             Attack(kind: "idt", protection: .interruptTables, what: "gate 0x60 of vCPU"),
             Attack(kind: "service", protection: .serviceTables, what: "service 0x26 leads to"),
             Attack(kind: "ntdll", protection: .userCode, what: "5 bytes of app.exe's ntdll.dll (.text) changed"),
             Attack(kind: "region", protection: .userCode, what: "app.exe has 8 KiB of new executable memory"),
-        ]
+        ].filter {
+            // Without PAE no page can be told to be executable.
+            $0.kind != "region" || GuestConfiguration.tested.architecture != .x86
+        }
 
         static let machines: [(Int, GuestConfiguration.Optimisation)] = [(1, .o2), (2, .o2), (1, .o0), (2, .os)]
 

@@ -59,7 +59,7 @@ extension Integration {
             throw HypervisorError.timedOut(waitingFor: "a caller")
         }
 
-        @Test("All RAM before and after sending a caller off, and taking it back: only its own two pushes differ")
+        @Test("All RAM before and after sending a caller off, and taking it back: only its own pushes differ")
         func noByte() throws {
             var configuration = GuestConfiguration.tested
             configuration.memory = 64
@@ -83,9 +83,13 @@ extension Integration {
             let (vcpu, registers) = try arrival(machine, at: survey.powerFunction.address)
             let before = try contents(machine)
             let holder = try detour.hold(vcpu, registers, for: .milliseconds(100))
-            let stack = try survey.kernel.memory.translate(GuestVirtualAddress(registers.rsp - 0x30)).physical.rawValue
-            // Below the stack pointer, where whatever the caller calls next writes too.
-            let pushed = Set([0x00..<0x08, 0x28..<0x30].flatMap { $0.map { stack + UInt64($0) } })
+            // Below the stack pointer, where whatever the caller calls next writes too: the interval and the return
+            // address; with 32 bits the arguments between them, too.
+            let is32Bit = GuestConfiguration.is32Bit
+            let depth: UInt64 = is32Bit ? 0x18 : 0x30
+            let places: [Range<UInt64>] = is32Bit ? [0x00..<0x18] : [0x00..<0x08, 0x28..<0x30]
+            let stack = try survey.kernel.memory.translate(GuestVirtualAddress(registers.rsp - depth)).physical.rawValue
+            let pushed = Set(places.flatMap { $0.map { stack + $0 } })
             let sentOff = try contents(machine)
             effects.noteStop()
             try effects.resumeFromStop()

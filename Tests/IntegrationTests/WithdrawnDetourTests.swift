@@ -137,8 +137,8 @@ extension Integration {
                 let seen = try Operator(path: guest.operatorSocket)
                 places = try self.places(guest, seen)
                 original = places.function(in: Data(try seen.memory()))
-                let vigil = try attach(guest, "--agents", "heartbeat")
-                _ = try vigil.event("agent-deployed")
+                let vigil = try GuestConfiguration.is32Bit ? attach(guest) : attach(guest, "--agents", "heartbeat")
+                if !GuestConfiguration.is32Bit { _ = try vigil.event("agent-deployed") }
                 // While it is armed, both are where the disk is looked at afterwards.
                 let armed = Data(try seen.memory())
                 #expect(places.function(in: armed).first == 0xe9)
