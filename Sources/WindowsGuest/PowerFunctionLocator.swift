@@ -56,32 +56,15 @@ public struct PowerFunctionLocator {
         }
         let search = PatternSearch(kernel: kernel, patterns: patterns)
         if search.hasPatterns(for: Self.functionName) {
+            var match: PatternSearch.Match?
             do throws(DiscoveryError) {
-                let match = try search.find(Self.functionName)
-                let address = match.address
-                if var found = result, found.address == address {
-                    found.foundBy.append(.pattern)
-                    result = found
-                } else {
-                    if let gap = match.gap {
-                        // Against the service table a match counts that is known to be the only one.
-                        if result != nil { throw DiscoveryError(gap, reading: "whether the pattern matches once") }
-                        notes.append("the pattern may match again in code that is not resident now (\(gap))")
-                    }
-                    if let derived = result?.address {
-                        notes.append(
-                            "WARNING: the pattern leads to \(address), the service table to \(derived): the pattern, "
-                                + "which was supplied, counts")
-                    }
-                    result = PowerFunction(
-                        address: address, foundBy: [.pattern], number: nil, stub: nil, notes: [])
-                }
+                match = try search.find(Self.functionName)
             } catch {
                 if case .ambiguous = error { throw error }
-                if case .notYet("whether the pattern matches once", _) = error { throw error }
                 notes.append("not found by pattern: \(error)")
                 failures.append(error)
             }
+            if let match { result = try Self.combine(match, result, &notes) }
         } else {
             notes.append("no pattern for build \(kernel.build) was supplied: there is no second way")
         }
@@ -90,6 +73,28 @@ public struct PowerFunctionLocator {
         }
         result.notes = notes
         return result
+    }
+
+    /// What a pattern's match makes of what the service table says.
+    /// - Throws: `notYet` where they differ, and the match may not be the only one.
+    private static func combine(
+        _ match: PatternSearch.Match, _ derived: PowerFunction?, _ notes: inout [String]
+    ) throws(DiscoveryError) -> PowerFunction {
+        if var derived, derived.address == match.address {
+            derived.foundBy.append(.pattern)
+            return derived
+        }
+        if let gap = match.gap {
+            // Against the service table a match counts that is known to be the only one.
+            if derived != nil { throw DiscoveryError(gap, reading: "whether the pattern matches once") }
+            notes.append("the pattern may match again in code that is not resident now (\(gap))")
+        }
+        if let derived {
+            notes.append(
+                "WARNING: the pattern leads to \(match.address), the service table to \(derived.address): the pattern, "
+                    + "which was supplied, counts")
+        }
+        return PowerFunction(address: match.address, foundBy: [.pattern], number: nil, stub: nil, notes: [])
     }
 
     private func byServiceTable(_ notes: inout [String]) throws(DiscoveryError) -> PowerFunction {
