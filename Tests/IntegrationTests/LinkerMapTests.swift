@@ -1,5 +1,6 @@
 import BundledGuest
 import Foundation
+import GuestMemory
 import Introspection
 import QEMUHypervisor
 import Testing
@@ -35,7 +36,7 @@ extension Integration {
                     if variant.hasPrefix("x86"), name.hasPrefix("_") {
                         name = name.dropFirst().split(separator: "@", maxSplits: 1).first ?? name
                     }
-                    symbols[String(name)] = address - base
+                    symbols[String(name)] = address &- base
                 }
             }
             return symbols
