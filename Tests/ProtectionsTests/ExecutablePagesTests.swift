@@ -46,7 +46,7 @@ import WindowsGuest
     func hostile() throws {
         let tables = space(.pae)
         let directory = tables.ram.load(UInt64.self, at: tables.root) & ~0xfff
-        tables.ram.store(directory | 7, at: directory + 16)
+        tables.ram.store(directory | 7, at: directory + 16 * 8)
         tables.ram.store(UInt64(0x000f_ffff_ffff_f001), at: tables.root + 8)
         #expect(try pages(tables).pages.first == Self.code)
     }
