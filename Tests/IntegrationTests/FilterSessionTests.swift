@@ -1,5 +1,8 @@
+import Agents
 import BundledGuest
 import Foundation
+import Introspection
+import QEMUHypervisor
 import Testing
 
 extension Integration {
@@ -10,8 +13,8 @@ extension Integration {
         /// More rounds than the test will see: the kernel's writers can be found as long as they write.
         static let endlessRemapping = "remap 100000000"
 
-        /// A page of the kernel's code that no page-table write lies in: a copy that the guest was about to make of one
-        /// would have its patches.
+        /// A page of the kernel's code that neither a page-table write nor the gate's handler lies in: a copy that the
+        /// guest was about to make of one would have its patches.
         static func page(of guest: BundledGuestMachine) throws -> UInt64 {
             var pages: [String: UInt64] = [:]
             for line in try guest.console.run("symbols").lines {
@@ -22,9 +25,13 @@ extension Integration {
             }
             let writers = ["MiWritePte", "MiExchangePte", "MiChangePte"].compactMap { pages[$0] }
             try #require(writers.count == 3)
+            let machine = try QEMUMachine(QEMUTarget(guest.operatorSocket), guardianCommand: nil)
+            let gate = try InterruptGateCheck.handler(
+                of: PageTableWriter.vector, on: try machine.processorTables(),
+                in: try GuestSurvey(machine, patterns: []).kernel)
             return try #require(
-                ["KeBugCheckEx", "KiSystemCall64", "KiPageFault"].compactMap { pages[$0] }.first {
-                    !writers.contains($0)
+                ["KeBugCheckEx", "KeBugCheck2", "KiPageFault"].compactMap { pages[$0] }.first {
+                    !writers.contains($0) && $0 != gate.page.rawValue
                 })
         }
 
