@@ -61,9 +61,7 @@ extension AgentManager {
                 functions.setEvent,
                 [.value(memory.base.rawValue + AgentMemory.Field.event.rawValue), .value(0), .value(0)])
         case (.free, let memory?), (.discard, let memory?):
-            // From here on nobody may take what lies there for an agent.
-            if purpose == .free { try note(agent, nil) }
-            if memory.isThere() { try memory.forgetMagic() }
+            if purpose == .discard, memory.isThere() { try memory.forgetMagic() }
             guestCall = GuestCall(
                 functions.free, [.value(memory.base.rawValue), .value(UInt64(Self.poolTag))],
                 owed: .unlessCalled(block(memory)))
@@ -85,6 +83,11 @@ extension AgentManager {
     public func didSend(slot: Int) {
         guard let index = calls.firstIndex(where: { $0.slot == nil }) else { return }
         calls[index].slot = slot
+        guard calls[index].purpose == .free, let memory = calls[index].memory else { return }
+        // From here on the thread owes the block, which the guardian knows, and nobody may take what lies there for an
+        // agent. Not before: in between it would be nobody's. A machine that does not take this is gone.
+        try? memory.forgetMagic()
+        try? note(calls[index].agent, nil)
     }
 
     /// Tells the guardian of an agent that it would have to get out.

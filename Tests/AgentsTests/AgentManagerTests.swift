@@ -67,6 +67,22 @@ import X86
         #expect(run.machine.violations == [])
     }
 
+    @Test("Until a thread is on its way to give its block back, the guardian knows an agent's block as the agent's")
+    func owedBeforeGone() throws {
+        let run = try AgentRun()
+        try run.deploy()
+        try run.want("one", false)
+        try run.call()
+        run.leave()
+        try run.standing {
+            let call = try #require(try run.manager.nextCall(from: .systemCall))
+            #expect(call == run.freeCall && call.owed != nil)
+            #expect(run.notes == ["0 there"] && run.isThere(Self.pool))
+            run.manager.didSend(slot: 99)
+            #expect(run.notes == ["0 there", "0 gone"] && !run.isThere(Self.pool))
+        }
+    }
+
     @Test("Every field that the host fills in, and every byte that it does not", arguments: [true, false])
     func bytes(hasGate: Bool) throws {
         let run = try AgentRun(gate: hasGate ? AgentRun.gate : nil)

@@ -527,12 +527,8 @@ import X86
         #expect(runs == 2 && qemu.registers[0] == caller && qemu.status == "running")
     }
 
-    @Test(
-        "The memory of an agent whose thread has left it to Vigil is given back by a caller that is away, or said to stay",
-        arguments: [true, false])
-    func left(isSomebodyAway: Bool) throws {
-        let qemu = FakeQEMU(status: "running")
-        let caller = Self.busyCaller()
+    /// An agent whose thread has left its memory to Vigil.
+    static func leave(in qemu: FakeQEMU) -> AgentTrace {
         let trace = GuardianMessageTests.trace
         for (offset, value) in [(0, trace.magic), (0x70, 3), (0x78, 3)] {
             let place = trace.header.rawValue + UInt64(offset)
@@ -540,6 +536,39 @@ import X86
                 qemu.memory[place + UInt64(index)] = UInt8(truncatingIfNeeded: value >> (8 * UInt64(index)))
             }
         }
+        return trace
+    }
+
+    @Test("The memory of an agent that a caller was about to give back is given back once, whatever is known of it")
+    func owedAndLeft() throws {
+        let qemu = FakeQEMU(status: "debug")
+        let caller = Self.busyCaller()
+        let trace = Self.leave(in: qemu)
+        qemu.registers[0] = Self.arrived(caller)
+        var runs = 0
+        qemu.onRun = { qemu in
+            runs += 1
+            guard runs == 1 else { return false }
+            #expect(Self.isFreeing(qemu, caller))
+            qemu.registers[0] = Self.arrived(caller)
+            return true
+        }
+        let report = try Self.recover(qemu) {
+            $0.sites = [Self.entrySite]
+            $0.agents = [0: trace]
+            $0.held = [0: Self.owing(.unlessCalled(Self.block), caller)]
+        }
+        #expect(runs == 2 && qemu.registers[0] == caller && qemu.status == "running")
+        #expect(report.contains("1 blocks of the guest's pool given back") && !report.contains("stay"))
+    }
+
+    @Test(
+        "The memory of an agent whose thread has left it to Vigil is given back by a caller that is away, or said to stay",
+        arguments: [true, false])
+    func left(isSomebodyAway: Bool) throws {
+        let qemu = FakeQEMU(status: "running")
+        let caller = Self.busyCaller()
+        let trace = Self.leave(in: qemu)
         var runs = 0
         qemu.onRun = { qemu in
             runs += 1

@@ -51,9 +51,12 @@ extension GuardianRecovery {
         if state.agents.isEmpty { return (nil, []) }
         try stub.readDescription()
         let isForeign = try isCodeForeign()
+        // A thread is on its way to give these back.
+        let owed = Set(state.held.values.compactMap { $0.delay?.owed?.beforeCall?.address })
         var told = 0
         var left: [AgentTrace] = []
-        for trace in state.agents.values where !isForeign || trace.gate.isEmpty {
+        for trace in state.agents.values where !owed.contains(trace.block.address) {
+            if isForeign, !trace.gate.isEmpty { continue }
             let found = try stub.readPhysical(8, at: trace.header.rawValue)
             guard found == withUnsafeBytes(of: trace.magic.littleEndian, Array.init) else { continue }
             if !trace.gate.isEmpty, try !leave(trace.gate.contains) { continue }
