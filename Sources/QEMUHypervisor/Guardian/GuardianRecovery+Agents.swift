@@ -52,7 +52,9 @@ extension GuardianRecovery {
         try stub.readDescription()
         let isForeign = try isCodeForeign()
         // A thread is on its way to give these back.
-        let owed = Set(state.held.values.compactMap { $0.delay?.owed?.beforeCall?.address })
+        let owed = state.held.values.compactMap { caller -> GuestVirtualAddress? in
+            if case .unlessCalled(let block)? = caller.delay?.owed { block.address } else { nil }
+        }
         var told = 0
         var left: [AgentTrace] = []
         for trace in state.agents.values where !owed.contains(trace.block.address) {
