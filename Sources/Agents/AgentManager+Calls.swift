@@ -86,7 +86,7 @@ extension AgentManager {
         guard calls[index].purpose == .free, let memory = calls[index].memory else { return }
         // From here on the thread owes the block, which the guardian knows, and nobody may take what lies there for an
         // agent. Not before: in between it would be nobody's. A machine that does not take this is gone.
-        try? memory.forgetMagic()
+        if memory.isThere() { try? memory.forgetMagic() }
         try? note(calls[index].agent, nil)
     }
 

@@ -67,6 +67,21 @@ import X86
         #expect(run.machine.violations == [])
     }
 
+    @Test("What is no agent any more when its block is to be given back is not written to")
+    func notThereAnyMore() throws {
+        let run = try AgentRun()
+        try run.deploy()
+        try run.want("one", false)
+        try run.call()
+        run.leave()
+        try run.standing {
+            _ = try #require(try run.manager.nextCall(from: .systemCall))
+            run.guest.kernel.write(0x1122_3344_5566_7788 as UInt64, at: Self.pool.rawValue)
+            run.manager.didSend(slot: 99)
+            #expect(run.bytes(Self.pool, 8) == [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11])
+        }
+    }
+
     @Test("Until a thread is on its way to give its block back, the guardian knows an agent's block as the agent's")
     func owedBeforeGone() throws {
         let run = try AgentRun()
