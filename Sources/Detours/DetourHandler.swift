@@ -1,5 +1,6 @@
 import CDetourHandler
 import GuestMemory
+import WindowsGuest
 
 /// The machine code that a held caller waits in, with its named public data.
 ///
@@ -30,6 +31,9 @@ public struct DetourHandler {
 
     /// A handler in which every slot is free and nothing is filled in.
     public init() { bytes = Array(UnsafeBufferPointer(start: layout.code, count: Int(layout.length))) }
+
+    /// Whether kernels of an architecture can execute it: it is code for 64-bit ones.
+    public static func isFor(_ architecture: KernelArchitecture) -> Bool { architecture == .x64 }
 
     public static let length = Int(cdetour_layout().length)
     /// How many callers can be held at once.

@@ -46,8 +46,7 @@ struct GuestCaller {
     let push: PushInstruction
     let effects: GuestEffects
     let memory: KernelMemory
-
-    private var convention: CallingConvention { CallingConvention(KernelArchitecture(memory.pagingMode)) }
+    let convention: CallingConvention
 
     /// Sends a thread off.
     /// - Parameters:

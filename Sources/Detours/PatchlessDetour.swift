@@ -253,7 +253,8 @@ public final class PatchlessDetour {
     private func guestCaller() throws(DetourError) -> GuestCaller {
         guard let push = means.push else { throw .cannotWait("no push instruction was found in the kernel") }
         return GuestCaller(
-            entry: entry, stopAddress: stopAddress, push: push, effects: effects, memory: memory)
+            entry: entry, stopAddress: stopAddress, push: push, effects: effects, memory: memory,
+            convention: convention)
     }
 
     private func delay(_ duration: Duration) throws(DetourError) -> GuestCall {

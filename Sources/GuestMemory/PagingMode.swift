@@ -60,11 +60,32 @@ public enum PagingMode: Hashable, Sendable {
         }
     }
 
+    /// The levels of tables down to pages of 4 KiB; 0 without paging. Intel SDM volume 3, 4.3 to 4.5.
+    @inlinable public var levels: Int {
+        switch self {
+        case .none: 0
+        case .legacy32: 2
+        case .pae: 3
+        case .fourLevel: 4
+        case .fiveLevel: 5
+        }
+    }
+
+    /// How wide an entry of a table is, in bytes.
+    @inlinable public var entrySize: Int { if case .legacy32 = self { 4 } else { 8 } }
+
+    /// The bits of an address that choose an entry of a table below the root.
+    @inlinable public var indexBits: Int { if case .legacy32 = self { 10 } else { 9 } }
+
+    /// The entries of the root that are for one half of the address space.
+    @inlinable public var rootEntriesOfHalf: Int {
+        Int(truncatingIfNeeded: (UInt64(1) &<< (linearAddressBits &- 1)) / span(ofLevel: levels))
+    }
+
     /// How much of the address space one entry of a level maps, in bytes: 4 KiB at level 1, then 512 times as much
     /// with each level, 1024 times in 32-bit paging. Intel SDM volume 3, 4.3 to 4.5.
     @inlinable public func span(ofLevel level: Int) -> UInt64 {
-        let bits: UInt64 = if case .legacy32 = self { 10 } else { 9 }
-        return 4096 &<< (bits &* UInt64(truncatingIfNeeded: max(1, min(level, 5)) &- 1))
+        4096 &<< UInt64(truncatingIfNeeded: indexBits &* (max(1, min(level, 5)) &- 1))
     }
 
     /// The part of CR3 (and of a KPROCESS's DirectoryTableBase) that is the root table's address: the rest are flags

@@ -247,9 +247,9 @@ public final class Engine {
         let inline = try inlineDetour(survey)
         let programs = try agentPrograms(survey.kernel)
         // Who waits in the handler keeps it in the guest while another caller is let in.
-        // The handler's code is for 64-bit kernels; callers of others wait in delays.
         let hasToBeBare =
-            !programs.isEmpty || inline != nil && survey.means.allowDelays || survey.kernel.architecture == .x86
+            !programs.isEmpty || inline != nil && survey.means.allowDelays
+            || !DetourHandler.isFor(survey.kernel.architecture)
         let function = PatchlessDetour(
             entry: survey.powerFunction.address, effects: effects, debugRegisters: debugRegisters,
             memory: survey.kernel.memory, waiting: hasToBeBare ? .delay : options.waiting, slack: slack,

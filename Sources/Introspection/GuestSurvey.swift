@@ -57,7 +57,7 @@ public struct GuestSurvey {
             let delayFunction = try? kernel.export("KeDelayExecutionThread")
             means = WaitingMeans(
                 delayFunction: delayFunction,
-                sharedData: time != nil ? SharedUserData.address(in: kernel.architecture) : nil,
+                sharedData: time != nil ? kernel.architecture.layout.sharedUserData : nil,
                 push: delayFunction.flatMap { [memory = kernel.memory] in PushInstruction(near: $0, in: memory) })
         } catch {
             throw .discovery(error)

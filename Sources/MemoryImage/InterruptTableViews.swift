@@ -24,6 +24,7 @@ struct InterruptTableViews {
 
     private let memory: PhysicalMemory
     private let format: RootFormat
+    private var mode: PagingMode { format.pagingMode }
     /// Ascending.
     private let interruptTables: [UInt64]
     private var known: [Branch: [View]] = [:]
@@ -45,9 +46,9 @@ struct InterruptTableViews {
             let entry = entries[index]
             // The root itself shows nothing but tables.
             guard entry & 1 != 0, entry & PageExamination.addressMask != root else { continue }
-            let address = format.extension64 | format.offset(of: index, level: format.levels)
+            let address = format.extension64 | UInt64(index) * mode.span(ofLevel: mode.levels)
             if entry & 1 << 7 == 0 {
-                views += try seen(below: entry, level: format.levels - 1, prefix: address)
+                views += try seen(below: entry, level: mode.levels - 1, prefix: address)
             } else if format == .legacy {
                 try add(largePage: entry, at: address, &views)
             }
@@ -63,12 +64,12 @@ struct InterruptTableViews {
         if let earlier = known[branch] { return earlier }
         var views: [View] = []
         for (index, entry) in (try table(at: branch.table) ?? []).enumerated() where entry & 1 != 0 {
-            let virtual = prefix | format.offset(of: index, level: level)
+            let virtual = prefix | UInt64(index) * mode.span(ofLevel: level)
             if level > 1, entry & (1 << 7) == 0 {
                 views += try seen(below: entry, level: level - 1, prefix: virtual)
                 continue
             }
-            let size = format.offset(of: 1, level: level)
+            let size = mode.span(ofLevel: level)
             try add(page: entry & PageExamination.addressMask & ~(size - 1), size: size, at: virtual, &views)
         }
         known[branch] = views
@@ -115,8 +116,8 @@ struct InterruptTableViews {
                 try memory.read(at: GuestPhysicalAddress(address), into: UnsafeMutableRawBufferPointer(buffer))
             }
             return bytes.withUnsafeBytes { bytes in
-                stride(from: 0, to: bytes.count, by: format.entrySize).map { place in
-                    format.entrySize == 8
+                stride(from: 0, to: bytes.count, by: mode.entrySize).map { place in
+                    mode.entrySize == 8
                         ? bytes.load(fromByteOffset: place, as: UInt64.self)
                         : UInt64(bytes.load(fromByteOffset: place, as: UInt32.self))
                 }

@@ -178,7 +178,7 @@ struct TableSearch {
     /// The tables below all that processes have of their own: the root, and PAE's directories.
     private func branches(to handlers: [UInt64], root: [UInt64], _ format: RootFormat) -> [UInt64] {
         handlers.map { handler in
-            let index = handler >> UInt64(12 + format.indexBits * (format.levels - 1))
+            let index = handler / format.pagingMode.span(ofLevel: format.pagingMode.levels)
             let entry = root[Int(index) & (root.count - 1)] & PageExamination.addressMask
             guard format == .pae else { return entry }
             let place = GuestPhysicalAddress(entry + (handler >> 21 & 511) * 8)

@@ -12,33 +12,6 @@ struct ExecutablePages {
     /// Of 4 KiB each, 256 MiB in all: copies of them are kept.
     static let maximumPages = 1 << 16
 
-    /// The tables of one way of paging. Intel SDM volume 3, 4.3 to 4.5.
-    private struct Format {
-        var levels: Int
-        /// In bytes.
-        var entrySize: Int
-        /// The bits of an address that choose an entry of a table below the root.
-        var indexBits: Int
-        /// The entries of the root that are for the lower half of the address space.
-        var lowerHalf: Int
-        /// The root's address, within CR3.
-        var rootMask: UInt64
-
-        init?(_ mode: PagingMode) {
-            switch mode {
-            case .fourLevel: (levels, entrySize, indexBits, lowerHalf) = (4, 8, 9, 256)
-            case .fiveLevel: (levels, entrySize, indexBits, lowerHalf) = (5, 8, 9, 256)
-            case .pae: (levels, entrySize, indexBits, lowerHalf) = (3, 8, 9, 2)
-            case .legacy32: (levels, entrySize, indexBits, lowerHalf) = (2, 4, 10, 512)
-            case .none: return nil
-            }
-            rootMask = mode == .pae ? 0xffff_ffe0 : PageTableEntry.addressMask
-        }
-
-        /// The pointers of PAE's root restrict no rights, and map no page.
-        var rootHasRights: Bool { levels != 3 }
-    }
-
     /// Entries can forbid execution. Where they cannot, every page of the process's is here.
     let canForbid: Bool
     /// In order of their addresses.
@@ -48,34 +21,37 @@ struct ExecutablePages {
     private(set) var isTruncated = false
 
     private let physical: PhysicalMemory
+    private let mode: PagingMode
+
+    /// The pointers of PAE's root restrict no rights, and map no page. Intel SDM volume 3, 4.4.1.
+    private var rootHasRights: Bool { mode != .pae }
 
     /// Reads the tables that `memory` has as its root.
     /// - Throws: where RAM is out of reach. A table that is none is left out.
     init(_ memory: KernelMemory) throws(MemoryError) {
         physical = memory.physical
-        canForbid = memory.space.executeDisableEnabled && memory.pagingMode.entriesCanForbidExecution
-        guard let format = Format(memory.pagingMode) else { return }
-        let buffers = (0..<format.levels).map { _ in
+        mode = memory.pagingMode
+        canForbid = memory.space.executeDisableEnabled && mode.entriesCanForbidExecution
+        if mode == .none { return }
+        let buffers = (0..<mode.levels).map { _ in
             UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
         }
         defer { for buffer in buffers { buffer.deallocate() } }
-        try walk(
-            GuestPhysicalAddress(memory.space.root & format.rootMask), level: format.levels, format, at: 0, buffers)
+        try walk(GuestPhysicalAddress(mode.rootAddress(memory.space.root)), level: mode.levels, at: 0, buffers)
     }
 
     private mutating func walk(
-        _ table: GuestPhysicalAddress, level: Int, _ format: Format, at base: UInt64,
-        _ buffers: [UnsafeMutableRawBufferPointer]
+        _ table: GuestPhysicalAddress, level: Int, at base: UInt64, _ buffers: [UnsafeMutableRawBufferPointer]
     ) throws(MemoryError) {
         guard tablesRead < Self.maximumTables, pages.count < Self.maximumPages else {
             isTruncated = true
             return
         }
         tablesRead += 1
-        let isRoot = level == format.levels
+        let isRoot = level == mode.levels
         // The upper half is the kernel's.
-        let count = isRoot ? format.lowerHalf : 1 << format.indexBits
-        let buffer = UnsafeMutableRawBufferPointer(rebasing: buffers[level - 1][..<(count * format.entrySize)])
+        let count = isRoot ? mode.rootEntriesOfHalf : 1 << mode.indexBits
+        let buffer = UnsafeMutableRawBufferPointer(rebasing: buffers[level - 1][..<(count * mode.entrySize)])
         do throws(MemoryError) {
             try physical.read(at: table, into: buffer)
         } catch .unreachable(let address, let errno) {
@@ -83,10 +59,10 @@ struct ExecutablePages {
         } catch {
             return
         }
-        let size = UInt64(4096) << UInt64(format.indexBits * (level - 1))
+        let size = mode.span(ofLevel: level)
         for index in 0..<count {
             let value =
-                format.entrySize == 8
+                mode.entrySize == 8
                 ? UInt64(littleEndian: buffer.load(fromByteOffset: 8 * index, as: UInt64.self))
                 : UInt64(UInt32(littleEndian: buffer.load(fromByteOffset: 4 * index, as: UInt32.self)))
             if value == 0 { continue }
@@ -100,12 +76,12 @@ struct ExecutablePages {
             }
             // Under page-table isolation Windows forbids execution of the whole user half in the kernel's own root,
             // while the process executes through another one with the same tables below: the root says nothing.
-            guard entry.isUser || (isRoot && !format.rootHasRights), isRoot || !entry.isExecuteDisabled else {
+            guard entry.isUser || (isRoot && !rootHasRights), isRoot || !entry.isExecuteDisabled else {
                 continue
             }
             if level == 1 {
                 pages.append(GuestVirtualAddress(address))
-            } else if level <= 3, entry.isLargePage, !isRoot || format.rootHasRights {
+            } else if level <= 3, entry.isLargePage, !isRoot || rootHasRights {
                 guard pages.count + Int(size / 4096) <= Self.maximumPages else {
                     isTruncated = true
                     return
@@ -114,7 +90,7 @@ struct ExecutablePages {
                     pages.append(GuestVirtualAddress(address + offset))
                 }
             } else {
-                try walk(GuestPhysicalAddress(entry.address), level: level - 1, format, at: address, buffers)
+                try walk(GuestPhysicalAddress(entry.address), level: level - 1, at: address, buffers)
             }
         }
     }

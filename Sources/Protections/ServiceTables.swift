@@ -176,10 +176,8 @@ final class ServiceTables {
         return found
     }
 
-    /// Where an entry of the table leads: an address, or its distance from the table in the upper 28 bits, with a sign.
+    /// Where an entry of the table leads.
     private func target(_ entry: ArraySlice<UInt8>, _ base: GuestVirtualAddress) -> GuestVirtualAddress {
-        let value = entry.reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
-        return architecture == .x86
-            ? GuestVirtualAddress(UInt64(value)) : base + UInt64(bitPattern: Int64(Int32(bitPattern: value) >> 4))
+        table.encoding.function(entry.reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }, base: base)
     }
 }

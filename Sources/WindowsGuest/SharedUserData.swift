@@ -6,11 +6,6 @@ public struct SharedUserData {
     /// Where every x64 kernel has it.
     public static let address = StructureLayout.x64.sharedUserData
 
-    /// Where every kernel of an architecture has it.
-    public static func address(in architecture: KernelArchitecture) -> GuestVirtualAddress {
-        architecture.layout.sharedUserData
-    }
-
     /// Offsets of the structure, fixed since the versions named.
     enum Field {
         static let interruptTime: UInt64 = 0x008
@@ -34,7 +29,7 @@ public struct SharedUserData {
 
     public init(of kernel: WindowsKernel) {
         memory = kernel.memory
-        address = Self.address(in: kernel.architecture)
+        address = kernel.architecture.layout.sharedUserData
     }
 
     /// Time since the start in units of 100 ns, sleep included.

@@ -8,10 +8,10 @@ import Protections
 struct DemoLedger {
     static let protections = Set(ProtectionKind.allCases)
 
-    /// What is to be in the guest.
-    let agents: Set<AgentKind>
+    /// The names of what is to be in the guest.
+    let agents: Set<String>
 
-    init(agents: Set<AgentKind>) { self.agents = agents }
+    init(agents: Set<AgentKind>) { self.agents = Set(agents.map(\.rawValue)) }
 
     private(set) var isAttached = false
     private(set) var deployed: Set<String> = []
@@ -25,7 +25,7 @@ struct DemoLedger {
     private var outcomeAt: ContinuousClock.Instant?
 
     /// Everything that was asked for is in the guest, and checked.
-    var isComplete: Bool { isAttached && deployed == Set(agents.map(\.rawValue)) && armed == Self.protections }
+    var isComplete: Bool { isAttached && deployed == agents && armed == Self.protections }
 
     /// Another transition begins.
     mutating func begin() {

@@ -172,9 +172,7 @@ final class DemoLife {
         }
         if setup.isGuarded {
             verdict.problems += ledger.problems
-            if ledger.withdrawn != Set(setup.agents.map(\.rawValue)) {
-                verdict.problems.append("agents stayed in the guest")
-            }
+            if ledger.withdrawn != ledger.agents { verdict.problems.append("agents stayed in the guest") }
         } else {
             verdict.problems = []
         }

@@ -137,9 +137,12 @@ private struct InspectionReport {
         return lines.joined(separator: "\n")
     }
 
-    /// What waiting callers would be put into where that may be seen. Its code is for 64-bit kernels.
+    /// There can be a handler in this kernel.
+    private var canHaveHandler: Bool { DetourHandler.isFor(kernel.architecture) }
+
+    /// What waiting callers would be put into where that may be seen.
     private func handlerLines(_ delay: String?) -> [String] {
-        guard kernel.architecture == .x64 else { return [] }
+        guard canHaveHandler else { return [] }
         var lines = ["  visible    only with --allow-visible-patches, while a caller is held:"]
         switch survey.slack {
         case .success(let slack):
@@ -180,10 +183,10 @@ private struct InspectionReport {
         line.add("foundBy", survey.powerFunction.foundBy.map(\.rawValue))
         line.add("notes", survey.powerFunction.notes)
         line.add("reentry", proof.name)
-        let handler = kernel.architecture == .x64 ? try? survey.slack.get() : nil
+        let handler = canHaveHandler ? try? survey.slack.get() : nil
         line.add("handler", handler.map { hex($0.address.rawValue) })
         line.add("delayFunction", survey.means.delayFunction.map { hex($0.rawValue) })
-        line.add("lease", kernel.architecture == .x64 && survey.means.sharedData != nil)
+        line.add("lease", canHaveHandler && survey.means.sharedData != nil)
         switch detour {
         case .success(let plan):
             line.add("detour", hex(plan.handlerAddress.rawValue))
